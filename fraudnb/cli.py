@@ -16,9 +16,10 @@ from typing import Annotated
 
 import typer
 
-# %% ../nbs/18_cli.ipynb #b8af47b6
+# %% ../nbs/18_cli.ipynb #4a212122
 app = typer.Typer(
-    help="Fraud detection in notebooks: from card transactions to honest metrics. Any command takes --debug, which shows tracebacks.",
+    help="Fraud detection in notebooks: from card transactions to honest metrics. "
+    "Any command takes --debug, which shows tracebacks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -88,12 +89,23 @@ class Engine(StrEnum):
 
     fresh = "fresh"
 
-# %% ../nbs/18_cli.ipynb #b5457929
+# %% ../nbs/18_cli.ipynb #5f9c7b5e
 @app.command()
 def run(
-    notebooks: Annotated[list[str] | None, typer.Argument(metavar="[NOTEBOOK]...", help="Such as 03_train; default: the five of the pipeline.")] = None,
-    parameters: Annotated[list[str] | None, typer.Option("-p", "--parameters", metavar="NAME VALUE", help="A parameter of any of the notebooks.")] = None,
-    file: Annotated[Path | None, typer.Option("-f", "--parameters-file", metavar="FILE.yaml", help="Values per notebook, in place of params.yaml.")] = None,
+    notebooks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NOTEBOOK]...", help="Such as 03_train; default: the five of the pipeline."),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameters", metavar="NAME VALUE", help="A parameter of any of the notebooks."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "-f", "--parameters-file", metavar="FILE.yaml", help="Values per notebook, in place of params.yaml."
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Names the folders data/NAME, models/NAME and runs/NAME.")] = "main",
     engine: Annotated[Engine, typer.Option(help="How kernels are started.")] = Engine.fresh,
 ) -> None:
@@ -147,7 +159,7 @@ def read_metrics(run: str, root: Path) -> dict[str, float]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON: it was changed by hand. Run 04_evaluate again.") from error
 
-# %% ../nbs/18_cli.ipynb #39b8076e
+# %% ../nbs/18_cli.ipynb #4461fce2
 def print_metrics(run: str, numbers: dict[str, float]) -> None:
     """Print `numbers` as a table: metric, value on test, 95 % interval, value on validation; then the plain ones."""
     from rich.console import Console
@@ -162,16 +174,31 @@ def print_metrics(run: str, numbers: dict[str, float]) -> None:
         table.add_row(name, f"{numbers[name]:,.4g}", interval, validation)
     console = Console()
     console.print(table)
-    shown = ("threshold", "test_rows", "test_frauds", "true_positives", "false_positives", "false_negatives", "cost_without_model")
-    console.print("  ".join(f"{name} {numbers[name]:,.6g}" for name in shown if name in numbers), highlight=False, soft_wrap=True)
+    shown = (
+        "threshold",
+        "test_rows",
+        "test_frauds",
+        "true_positives",
+        "false_positives",
+        "false_negatives",
+        "cost_without_model",
+    )
+    console.print(
+        "  ".join(f"{name} {numbers[name]:,.6g}" for name in shown if name in numbers), highlight=False, soft_wrap=True
+    )
 
-# %% ../nbs/18_cli.ipynb #2faa7cf6
+# %% ../nbs/18_cli.ipynb #08468c96
 @app.command()
 def score(
     input: Annotated[Path, typer.Argument(help="Transactions: CSV (also .zip, .gz) or Parquet.")],
-    out: Annotated[Path | None, typer.Option("--out", help="CSV or, if called *.parquet, Parquet. Default: CSV on standard output.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="CSV or, if called *.parquet, Parquet. Default: CSV on standard output."),
+    ] = None,
     model: Annotated[Path, typer.Option(help="The folder of the model bundle.")] = Path("models/main"),
-    threshold: Annotated[float | None, typer.Option(help="Alert from this probability on. Default: the evaluation's.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Alert from this probability on. Default: the evaluation's.")
+    ] = None,
 ) -> None:
     """Add the probability of fraud and a decision to each transaction."""
     from tempfile import TemporaryDirectory

@@ -6,7 +6,7 @@
 __all__ = ['read_checked', 'read_parquet', 'read_csv', 'find_text_among_numbers', 'in_order', 'sort_by_time',
            'write_transactions', 'sample_rows', 'open_source']
 
-# %% ../nbs/00_download.ipynb #c65eccbb
+# %% ../nbs/00_download.ipynb #3a003e9f
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,15 +18,25 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .fetch import download_data_from_s3, download_url, fetch, upload_data_to_s3
+from .fetch import download_data_from_s3, fetch, public_url, upload_data_to_s3
 from .runs import check_running, project_path
 from .sample import sample_transactions
 from fraudnb.schema import (
-    InputError, Schema, check_columns, check_table, csv_batches, csv_header, explain_unreadable, is_parquet, table_writer,
+    InputError,
+    Schema,
+    check_columns,
+    check_table,
+    csv_batches,
+    csv_header,
+    explain_unreadable,
+    is_parquet,
+    table_writer,
 )
 
-# %% ../nbs/00_download.ipynb #ffa4457e
-def read_checked(path: Path, schema: Schema, extra: str = "refuse", missing: str = "refuse", delimiter: str = ",") -> Iterator[pd.DataFrame]:
+# %% ../nbs/00_download.ipynb #02f02ca8
+def read_checked(
+    path: Path, schema: Schema, extra: str = "refuse", missing: str = "refuse", delimiter: str = ","
+) -> Iterator[pd.DataFrame]:
     """The table at `path` (CSV, CSV in zip or gzip, Parquet) as checked frames with the schema's columns.
 
     `extra` ("refuse" or "drop") is for columns without a role, `missing` ("refuse" or "keep") for missing features.
@@ -36,7 +46,9 @@ def read_checked(path: Path, schema: Schema, extra: str = "refuse", missing: str
         names = pq.read_schema(path).names if is_parquet(path) else csv_header(path, delimiter)
         columns = check_columns(names, schema, extra=extra)
         row = 1
-        for table in read_parquet(path, columns) if is_parquet(path) else read_csv(path, columns, schema, missing, delimiter):
+        for table in (
+            read_parquet(path, columns) if is_parquet(path) else read_csv(path, columns, schema, missing, delimiter)
+        ):
             yield check_table(table, schema, missing=missing, first_row=row)
             row += len(table)
 
@@ -47,8 +59,10 @@ def read_parquet(path: Path, columns: Sequence[str], rows: int = 262_144) -> Ite
         for batch in file.iter_batches(rows, columns=list(columns)):
             yield batch.to_pandas()
 
-# %% ../nbs/00_download.ipynb #ad22b869
-def read_csv(path: Path, columns: Sequence[str], schema: Schema, missing: str, delimiter: str) -> Iterator[pd.DataFrame]:
+# %% ../nbs/00_download.ipynb #29900e54
+def read_csv(
+    path: Path, columns: Sequence[str], schema: Schema, missing: str, delimiter: str
+) -> Iterator[pd.DataFrame]:
     """The `columns` of the CSV file at `path` as frames; raises `InputError` that names what is not a number."""
     numeric = [name for name in columns if name != schema.entity]
     try:
@@ -89,7 +103,7 @@ def sort_by_time(tables: Iterable[pd.DataFrame], time: str) -> Iterator[pd.DataF
     """One frame with the rows of `tables` in order of `time`; rows of the same time keep their order."""
     yield pd.concat(list(tables), ignore_index=True).sort_values(time, kind="stable", ignore_index=True)
 
-# %% ../nbs/00_download.ipynb #071bc879
+# %% ../nbs/00_download.ipynb #7938dbd7
 def write_transactions(tables: Iterable[pd.DataFrame], path: Path, schema: Schema, **facts: Any) -> dict[str, float]:
     """Write the checked `tables` to one Parquet file at `path`, atomically, with `schema` and `facts` in its metadata.
 
@@ -102,30 +116,52 @@ def write_transactions(tables: Iterable[pd.DataFrame], path: Path, schema: Schem
         for table in tables:
             batch = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata()
             writer = writer or stack.enter_context(table_writer(path, batch.schema, schema, **facts))
-            writer.write_table(batch.cast(writer.schema.remove_metadata()).replace_schema_metadata(writer.schema.metadata))
-            label, weights = table[schema.label], table[schema.weight] if schema.weight in table else 1.0 + 0 * table[schema.label]
+            writer.write_table(
+                batch.cast(writer.schema.remove_metadata()).replace_schema_metadata(writer.schema.metadata)
+            )
+            label, weights = (
+                table[schema.label],
+                table[schema.weight] if schema.weight in table else 1.0 + 0 * table[schema.label],
+            )
             rows, frauds = rows + len(table), frauds + int(label.sum())
             weight, fraud_weight = weight + weights.sum(), fraud_weight + (weights * label).sum()
             first, last = min(first, table[schema.time].min()), max(last, table[schema.time].max())
         if frauds in (0, rows):
-            what = "no rows" if not rows else f"no fraud among {rows:,} rows" if not frauds else f"{rows:,} frauds and nothing else"
-            raise InputError(f"The table has {what}; to learn from it there must be rows with {schema.label} 1 and with 0.")
+            what = (
+                "no rows"
+                if not rows
+                else f"no fraud among {rows:,} rows"
+                if not frauds
+                else f"{rows:,} frauds and nothing else"
+            )
+            raise InputError(
+                f"The table has {what}; to learn from it there must be rows with {schema.label} 1 and with 0."
+            )
     return {"rows": rows, "frauds": frauds, "share of fraud": fraud_weight / weight, "hours": (last - first) / 3600}
 
-# %% ../nbs/00_download.ipynb #09bd8310
+# %% ../nbs/00_download.ipynb #6f172c88
 def sample_rows(source: str) -> int | None:
     """The number of rows that `source` asks for if it is "sample" or "sample:ROWS", else None; raises `InputError`."""
     name, _, rows = source.partition(":")
     if name != "sample":
         return None
     if rows and not (rows.isdigit() and int(rows) >= 1000):
-        raise InputError(f"source = {source!r}: write sample:ROWS with a whole number of at least 1000 rows, as in sample:20000.")
+        raise InputError(
+            f"source = {source!r}: write sample:ROWS with a whole number of at least 1000 rows, as in sample:20000."
+        )
     return int(rows) if rows else 284_807
 
-# %% ../nbs/00_download.ipynb #e103aea3
+# %% ../nbs/00_download.ipynb #740744bb
 def open_source(
-    source: str, schema: Schema, downloads: Path, *, sha256: str = "", extra: str = "refuse", missing: str = "refuse",
-    delimiter: str = ",", seed: int = 0,
+    source: str,
+    schema: Schema,
+    downloads: Path,
+    *,
+    sha256: str = "",
+    extra: str = "refuse",
+    missing: str = "refuse",
+    delimiter: str = ",",
+    seed: int = 0,
 ) -> Iterator[pd.DataFrame]:
     """Checked frames from `source`: "sample[:ROWS]", a path, "https://..." or "s3://bucket/key"; raises `InputError`.
 

@@ -8,11 +8,9 @@ __all__ = ['Ranking', 'rank_rows', 'average_precision', 'roc_auc', 'threshold_me
            'plot_confusion', 'plot_curves', 'calibration_table', 'plot_calibration', 'plot_cost', 'rank_table',
            'flat_metrics', 'threshold_curve']
 
-# %% ../nbs/04_evaluate.ipynb #35a83b74
-from collections.abc import Mapping, Sequence
+# %% ../nbs/04_evaluate.ipynb #9deaeba0
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -74,7 +72,7 @@ def roc_auc(ranking: Ranking, cumulated: np.ndarray, frauds: np.ndarray) -> floa
     mass = np.diff(frauds[last], prepend=0.0)
     return float(1 - np.sum(mass * (above + within) / 2) / (frauds[-1] * genuine[-1]))
 
-# %% ../nbs/04_evaluate.ipynb #eb65e490
+# %% ../nbs/04_evaluate.ipynb #6b0ac9a7
 def threshold_metrics(caught: float, alerts: float, frauds: float, total: float) -> dict[str, float]:
     """Metrics of a confusion matrix, given frauds caught, alerts, frauds and all rows (counts or weights).
 
@@ -85,7 +83,10 @@ def threshold_metrics(caught: float, alerts: float, frauds: float, total: float)
     quiet = total - alerts
     right = quiet - missed
     genuine = total - frauds
-    ratio = lambda part, whole: part / whole if whole > 0 else 0.0  # noqa: E731
+
+    def ratio(part: float, whole: float) -> float:
+        return part / whole if whole > 0 else 0.0
+
     precision, recall = ratio(caught, alerts), ratio(caught, frauds)
     f1, f1_genuine = ratio(2 * caught, alerts + frauds), ratio(2 * right, quiet + genuine)
     covariance = caught * right - false * missed
@@ -110,7 +111,7 @@ class Decision:
     days: float
     budgets: tuple[float, ...] = ()
 
-# %% ../nbs/04_evaluate.ipynb #50d0ffb4
+# %% ../nbs/04_evaluate.ipynb #7d05e2c6
 def all_metrics(ranking: Ranking, decision: Decision, counts: np.ndarray | None = None) -> dict[str, float]:
     """Every metric of the ranked rows under `decision`; `counts` says how often each row counts (default: once)."""
     mass = ranking.weight if counts is None else ranking.weight * counts
@@ -118,7 +119,10 @@ def all_metrics(ranking: Ranking, decision: Decision, counts: np.ndarray | None 
     cut = int(np.searchsorted(-ranking.probability, -decision.threshold, side="right"))
     alerts, caught = (float(sums[cut - 1]) if cut else 0.0 for sums in (cumulated, frauds))
     missed = float(np.sum((mass * ranking.label * ranking.amount)[cut:]))
-    values = {"average_precision": average_precision(ranking, cumulated, frauds), "roc_auc": roc_auc(ranking, cumulated, frauds)}
+    values = {
+        "average_precision": average_precision(ranking, cumulated, frauds),
+        "roc_auc": roc_auc(ranking, cumulated, frauds),
+    }
     values |= threshold_metrics(caught, alerts, float(frauds[-1]), float(cumulated[-1]))
     for budget in decision.budgets:
         last = int(np.searchsorted(cumulated, budget * decision.days, side="right"))
@@ -159,9 +163,9 @@ def threshold_of_cut(ranking: Ranking, groups: int) -> float:
     levels = np.concatenate([[1.0 + 1e-6], ranking.probability[ranking.ends - 1], [0.0]])
     return float((levels[groups] + levels[groups + 1]) / 2) if groups else float(levels[0])
 
-# %% ../nbs/04_evaluate.ipynb #b66a5f67
+# %% ../nbs/04_evaluate.ipynb #522d0c91
 def choose_threshold(ranking: Ranking, policy: str, review_cost: float, budget: float) -> float:
-    """The threshold that `policy` sets on the ranked (validation) rows; `budget` is the number of alerts over all of them.
+    """The threshold that `policy` sets on the ranked (validation) rows; `budget` is for alerts over all of them.
 
     "expected_cost": lowest `review_cost` times alerts plus amounts of missed frauds. "alert_budget": as many alerts as
     `budget` allows. "f1": highest F1.
@@ -197,12 +201,14 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
     figure.tight_layout()
     return figure
 
-# %% ../nbs/04_evaluate.ipynb #1a1baf87
+# %% ../nbs/04_evaluate.ipynb #6f02a418
 def plot_curves(rankings: Mapping[str, Ranking], threshold: float) -> Figure:
     """Precision-recall and ROC curves of each named ranking, the `threshold` marked."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for name, ranking in rankings.items():
-        alerts, caught = (np.cumsum(mass)[ranking.ends - 1] for mass in (ranking.weight, ranking.weight * ranking.label))
+        alerts, caught = (
+            np.cumsum(mass)[ranking.ends - 1] for mass in (ranking.weight, ranking.weight * ranking.label)
+        )
         precision, recall = caught / alerts, caught / caught[-1]
         false_rate = (alerts - caught) / (alerts - caught)[-1]
         at = np.searchsorted(-ranking.probability[ranking.ends - 1], -threshold, side="right") - 1
@@ -217,19 +223,21 @@ def plot_curves(rankings: Mapping[str, Ranking], threshold: float) -> Figure:
     figure.tight_layout()
     return figure
 
-# %% ../nbs/04_evaluate.ipynb #75df0980
+# %% ../nbs/04_evaluate.ipynb #56cc161f
 def calibration_table(ranking: Ranking, bins: int = 10, floor: float = 1e-5) -> pd.DataFrame:
     """Mean probability and observed share of fraud in `bins` bins of the probability, evenly spaced in its logarithm.
 
-    Columns `probability`, `observed`, `weight`; empty bins are left out, probabilities below `floor` share the first bin.
+    Columns `probability`, `observed`, `weight`; empty bins are left out; the first holds all below `floor`.
     """
     edges = np.logspace(np.log10(floor), 0, bins + 1)[1:-1]
     group = np.digitize(ranking.probability, edges)
     sums = pd.DataFrame({"probability": ranking.probability, "observed": ranking.label}).mul(ranking.weight, axis=0)
     table = sums.assign(weight=ranking.weight).groupby(group).sum()
-    return table.assign(probability=table["probability"] / table["weight"], observed=table["observed"] / table["weight"])
+    return table.assign(
+        probability=table["probability"] / table["weight"], observed=table["observed"] / table["weight"]
+    )
 
-# %% ../nbs/04_evaluate.ipynb #ecb47c9d
+# %% ../nbs/04_evaluate.ipynb #1e3eb5d3
 def plot_calibration(ranking: Ranking) -> Axes:
     """Observed share of fraud over predicted probability, both logarithmic; the diagonal is perfect calibration."""
     table = calibration_table(ranking)
@@ -237,11 +245,17 @@ def plot_calibration(ranking: Ranking) -> Axes:
     _, axis = plt.subplots(figsize=(4.6, 4))
     axis.plot([1e-5, 1], [1e-5, 1], color="grey", linestyle=":", label="perfect")
     axis.plot(shown["probability"], shown["observed"], "o-", label="model")
-    axis.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="observed share of fraud", title="calibration")
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="predicted probability",
+        ylabel="observed share of fraud",
+        title="calibration",
+    )
     axis.legend()
     return axis
 
-# %% ../nbs/04_evaluate.ipynb #9c3b31fa
+# %% ../nbs/04_evaluate.ipynb #ef502caf
 def plot_cost(rankings: Mapping[str, Ranking], review_cost: float, threshold: float) -> Axes:
     """Expected cost as a share of the cost of doing nothing, over the threshold, for each named ranking."""
     _, axis = plt.subplots(figsize=(6.5, 3.4))
@@ -250,7 +264,9 @@ def plot_cost(rankings: Mapping[str, Ranking], review_cost: float, threshold: fl
         axis.plot(np.maximum(ranking.probability[ranking.ends - 1], 1e-6), cost[1:] / cost[0], label=name)
     axis.axhline(1, color="grey", linestyle=":")
     axis.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
-    axis.set(xscale="log", ylim=(0, 2), xlabel="threshold", ylabel="cost / cost of doing nothing", title="expected cost")
+    axis.set(
+        xscale="log", ylim=(0, 2), xlabel="threshold", ylabel="cost / cost of doing nothing", title="expected cost"
+    )
     axis.legend()
     return axis
 
@@ -261,10 +277,16 @@ def rank_table(table: pd.DataFrame, probability: np.ndarray, schema: Schema) -> 
     days = max((table[schema.time].max() - table[schema.time].min()) / 86_400, 1 / 24)
     return rank_rows(table[schema.label].to_numpy(), probability, weight, table[schema.amount].to_numpy()), float(days)
 
-# %% ../nbs/04_evaluate.ipynb #de0efbd6
-def flat_metrics(values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], on_valid: Mapping[str, float]) -> dict[str, float]:
-    """One flat dictionary: each metric on test, its interval as `*_low` and `*_high`, and on validation as `valid_*`."""
-    bounds = {f"{name}_{word}": one for name, pair in intervals.items() for word, one in zip(("low", "high"), pair, strict=True)}
+# %% ../nbs/04_evaluate.ipynb #e88a6b24
+def flat_metrics(
+    values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], on_valid: Mapping[str, float]
+) -> dict[str, float]:
+    """One flat dictionary: each metric, its interval as `*_low` and `*_high`, and on validation as `valid_*`."""
+    bounds = {
+        f"{name}_{word}": one
+        for name, pair in intervals.items()
+        for word, one in zip(("low", "high"), pair, strict=True)
+    }
     return dict(values) | bounds | {f"valid_{name}": one for name, one in on_valid.items()}
 
 # %% ../nbs/04_evaluate.ipynb #93ed8486

@@ -38,18 +38,18 @@ def draw_rows(path: Path, schema: Schema, most: int, seed: int = 0) -> pd.DataFr
         drawn.append(batch.assign(stands_for=weight / np.where(fraud, 1.0, chance))[kept])
     return pd.concat(drawn, ignore_index=True)
 
-# %% ../nbs/01_explore.ipynb #b552be1b
+# %% ../nbs/01_explore.ipynb #f1392107
 def balanced_subsample(table: pd.DataFrame, schema: Schema, most: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """As many random fraud rows as other rows of `table`, shuffled, at most `most` in all; others drawn by `stands_for`."""
+    """As many random frauds as others of `table`, shuffled, at most `most` in all; others drawn by `stands_for`."""
     label = table[schema.label]
     each = min(most // 2, int(label.sum()), int((label == 0).sum()))
     fraud = table[label == 1].sample(each, random_state=seed)
     genuine = table[label == 0].sample(each, random_state=seed, weights="stands_for")
     return pd.concat([fraud, genuine]).sample(frac=1, random_state=seed)
 
-# %% ../nbs/01_explore.ipynb #5f9752be
+# %% ../nbs/01_explore.ipynb #09a08e50
 def describe_table(path: Path, schema: Schema, table: pd.DataFrame) -> pd.Series:
-    """Rows, exact duplicates and missing features of the table at `path`; transactions, frauds and money from `table`."""
+    """Rows, duplicates and missing features of the table at `path`; transactions, frauds and money from `table`."""
     missing = sum(int(batch.isna().sum().sum()) for batch in read_batches(path, schema.features))
     fraud, stands_for, amount = table[schema.label] == 1, table["stands_for"], table[schema.amount]
     repeated = repeated_rows(path)
@@ -80,7 +80,7 @@ def plot_balance(table: pd.DataFrame, schema: Schema) -> Figure:
     figure.tight_layout()
     return figure
 
-# %% ../nbs/01_explore.ipynb #26eaf35c
+# %% ../nbs/01_explore.ipynb #f64df043
 def plot_amounts(table: pd.DataFrame, schema: Schema) -> Axes:
     """Density of the logarithm of the amount for each class, each with area 1; amounts below 0.01 count as 0.01."""
     shown = table.assign(amount=table[schema.amount].clip(lower=0.01), fraud=table[schema.label] == 1)
@@ -88,17 +88,26 @@ def plot_amounts(table: pd.DataFrame, schema: Schema) -> Axes:
     for fraud, color, name in ((False, "C0", "genuine"), (True, "C3", "fraud")):
         part = shown[shown["fraud"] == fraud]
         bins = np.logspace(-2, np.log10(shown["amount"].max()), 45)
-        axis.hist(part["amount"], bins, weights=part["stands_for"] / part["stands_for"].sum(), histtype="step", color=color, label=name)
+        axis.hist(
+            part["amount"],
+            bins,
+            weights=part["stands_for"] / part["stands_for"].sum(),
+            histtype="step",
+            color=color,
+            label=name,
+        )
     axis.set(xscale="log", xlabel="amount", ylabel="share of the class", title="Amounts by class")
     axis.legend()
     return axis
 
-# %% ../nbs/01_explore.ipynb #9a4b0f3a
+# %% ../nbs/01_explore.ipynb #cc42a261
 def rates_by_hour(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:
     """Transactions, frauds, share of fraud and mean amount in each hour since the start, by `stands_for`."""
     hour = (table[schema.time] // 3600).astype(int).rename("hour")
     mass = table["stands_for"]
-    sums = pd.DataFrame({"transactions": mass, "frauds": mass * table[schema.label], "amount": mass * table[schema.amount]})
+    sums = pd.DataFrame(
+        {"transactions": mass, "frauds": mass * table[schema.label], "amount": mass * table[schema.amount]}
+    )
     hours = sums.groupby(hour).sum()
     return hours.assign(rate=hours["frauds"] / hours["transactions"], amount=hours["amount"] / hours["transactions"])
 
@@ -123,7 +132,7 @@ def weighted_correlation(matrix: np.ndarray, weight: np.ndarray) -> np.ndarray:
     scale = np.outer(spread, spread)
     return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
 
-# %% ../nbs/01_explore.ipynb #196eefe1
+# %% ../nbs/01_explore.ipynb #c4f99bea
 def plot_correlations(table: pd.DataFrame, balanced: pd.DataFrame, schema: Schema) -> Figure:
     """Correlation matrices of inputs and label: the whole `table` (left) beside the `balanced` subsample (right)."""
     columns = [*model_inputs(schema, use_time=True), schema.label]
@@ -132,46 +141,73 @@ def plot_correlations(table: pd.DataFrame, balanced: pd.DataFrame, schema: Schem
         known = rows[columns + ["stands_for"]].dropna()
         weight = known["stands_for"] if rows is table else np.ones(len(known))
         values = weighted_correlation(known[columns].to_numpy(float), np.asarray(weight))
-        sns.heatmap(values, vmin=-1, vmax=1, cmap="RdBu_r", square=True, xticklabels=columns, yticklabels=columns, ax=axis, cbar=rows is not table)
+        sns.heatmap(
+            values,
+            vmin=-1,
+            vmax=1,
+            cmap="RdBu_r",
+            square=True,
+            xticklabels=columns,
+            yticklabels=columns,
+            ax=axis,
+            cbar=rows is not table,
+        )
         axis.set_title(title)
     figure.tight_layout()
     return figure
 
-# %% ../nbs/01_explore.ipynb #41aa46fc
+# %% ../nbs/01_explore.ipynb #90d3b1f5
 def features_to_show(balanced: pd.DataFrame, wanted: Sequence[str], schema: Schema, most: int = 8) -> list[str]:
-    """The `wanted` features if the schema has them all, else the `most` that correlate most with the label in `balanced`."""
+    """The `wanted` features if the schema has them all, else the `most` that correlate best with the label."""
     if all(name in schema.features for name in wanted):
         return list(wanted)
     known = balanced[[*schema.features, schema.label]].dropna()
     strength = np.abs(weighted_correlation(known.to_numpy(float), np.ones(len(known)))[-1, :-1])
     return [schema.features[number] for number in np.argsort(-strength)[:most]]
 
-# %% ../nbs/01_explore.ipynb #26cae92b
+# %% ../nbs/01_explore.ipynb #afa47467
 def plot_boxes(balanced: pd.DataFrame, features: Sequence[str], schema: Schema) -> Figure:
     """Box plots of `features` by class in the `balanced` subsample, four to a row."""
     rows = -(-len(features) // 4)
     figure, axes = plt.subplots(rows, 4, figsize=(11, 2.6 * rows), squeeze=False)
     names = balanced[schema.label].map({0: "genuine", 1: "fraud"})
     for axis, name in zip(axes.flat, features, strict=False):
-        sns.boxplot(x=names, y=balanced[name], hue=names, order=["genuine", "fraud"], palette={"genuine": "C0", "fraud": "C3"}, fliersize=2, ax=axis)
+        sns.boxplot(
+            x=names,
+            y=balanced[name],
+            hue=names,
+            order=["genuine", "fraud"],
+            palette={"genuine": "C0", "fraud": "C3"},
+            fliersize=2,
+            ax=axis,
+        )
         axis.set(title=name, xlabel="", ylabel="")
     for axis in axes.flat[len(features) :]:
         axis.set_visible(False)
     figure.tight_layout()
     return figure
 
-# %% ../nbs/01_explore.ipynb #a21872a5
+# %% ../nbs/01_explore.ipynb #cc2d17bf
 def plot_planes(balanced: pd.DataFrame, schema: Schema, seed: int = 0) -> Figure:
     """The rows of `balanced` in two dimensions by PCA, t-SNE and truncated SVD, coloured by class."""
     known = balanced[[*schema.features, schema.label]].dropna()
     matrix = known[list(schema.features)].to_numpy(float)
-    # features of other tables have other units; principal components keep theirs nearly as they are
-    matrix = (matrix - matrix.mean(axis=0)) / np.where(matrix.std(axis=0) > 0, matrix.std(axis=0), 1.0)
+    # features of other tables have other units
+    matrix = matrix / np.where(matrix.std(axis=0) > 0, matrix.std(axis=0), 1.0)
     names = known[schema.label].map({0: "genuine", 1: "fraud"})
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8))
     for axis, method in zip(axes, ("pca", "tsne", "truncated_svd"), strict=True):
         x, y = project_to_plane(matrix, method, seed).T
-        sns.scatterplot(x=x, y=y, hue=names, style=names, palette={"genuine": "C0", "fraud": "C3"}, s=14, ax=axis, legend=method == "pca")
+        sns.scatterplot(
+            x=x,
+            y=y,
+            hue=names,
+            style=names,
+            palette={"genuine": "C0", "fraud": "C3"},
+            s=14,
+            ax=axis,
+            legend=method == "pca",
+        )
         axis.set(title=method, xlabel="", ylabel="")
     figure.tight_layout()
     return figure

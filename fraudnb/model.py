@@ -30,22 +30,24 @@ def file_sha256(path: str | os.PathLike) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../nbs/11_model.ipynb #8c4bb9da
+# %% ../nbs/11_model.ipynb #6870861f
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file at `path`; raises `ModelError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"There is no model at {path.parent}: {path.name} is missing. `fraudnb run` trains one.") from error
+        raise ModelError(
+            f"There is no model at {path.parent}: {path.name} is missing. `fraudnb run` trains one."
+        ) from error
     except ValueError as error:
-        raise ModelError(f"{path} is not JSON: it was cut off or changed. Train the model again.") from error
+        raise ModelError(f"{path} is not JSON: it was cut off or changed. Train again.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object. Train the model again.")
     return content
 
-# %% ../nbs/11_model.ipynb #f92a3cf4
+# %% ../nbs/11_model.ipynb #e95bc23d
 def read_card(folder: str | os.PathLike) -> dict[str, Any]:
-    """The card of the bundle in `folder`, with the threshold, policy, metrics and curve of its evaluation if it has one."""
+    """The card of the bundle in `folder`, with threshold, policy, metrics and curve if it was evaluated."""
     folder = Path(folder)
     card = read_json(folder / "card.json")
     missing = [name for name in ("inputs", "schema", "sha256") if name not in card]
@@ -66,7 +68,7 @@ class Model:
     card: dict[str, Any]
     inputs: tuple[str, ...]
 
-# %% ../nbs/11_model.ipynb #e831c726
+# %% ../nbs/11_model.ipynb #edb69ed4
 def load_model(folder: str | os.PathLike, threads: int = 0) -> Model:
     """The model of the bundle in `folder`, its checksum verified; raises `ModelError`.
 
@@ -79,8 +81,8 @@ def load_model(folder: str | os.PathLike, threads: int = 0) -> Model:
         raise ModelError(f"There is no model at {folder}: model.onnx is missing. `fraudnb run` trains one.")
     if file_sha256(path) != card["sha256"]:
         raise ModelError(
-            f"{path} is not the file that {folder / 'card.json'} describes (SHA-256 differs): one of them was changed or "
-            "comes from another training. Train again, or fetch both again."
+            f"{path} is not the file that {folder / 'card.json'} describes (SHA-256 differs): one of them was changed "
+            "or comes from another training. Train again, or fetch both again."
         )
     return Model(open_session(path.read_bytes(), threads), card, tuple(card["inputs"]))
 
@@ -119,9 +121,9 @@ def save_bundle(folder: str | os.PathLike, onnx: bytes, card: Mapping[str, Any],
         for path in temporary.values():
             path.unlink(missing_ok=True)
 
-# %% ../nbs/11_model.ipynb #78e2af68
+# %% ../nbs/11_model.ipynb #2bfd0dd2
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """`content` as indented UTF-8 JSON; raises `ValueError` for NaN and infinities, which JSON has not (RFC 8259, 6)."""
+    """`content` as indented UTF-8 JSON; raises `ValueError` for NaN and infinities (RFC 8259, section 6)."""
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 # %% ../nbs/11_model.ipynb #13eccf70
@@ -138,7 +140,7 @@ def predict_matrix(session: "onnxruntime.InferenceSession", matrix: np.ndarray, 
     # averaging trees in float32 can end a hair above 1
     return np.clip(np.concatenate(probabilities or [np.empty(0)]).astype(np.float64), 0.0, 1.0)
 
-# %% ../nbs/11_model.ipynb #bdd7a8de
+# %% ../nbs/11_model.ipynb #e0de0762
 def predict_probability(model: Model, table: Mapping[str, Any]) -> np.ndarray:
-    """Probability of fraud for each row of `table`: float64 of shape (rows,). `table` needs the model's input columns."""
+    """Probability of fraud for each row of `table`, which has the model's inputs: float64 of shape (rows,)."""
     return predict_matrix(model.session, input_matrix(table, model.inputs))

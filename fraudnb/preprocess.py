@@ -47,8 +47,10 @@ def rows_with_missing(path: Path, schema: Schema) -> np.ndarray:
     batches = read_batches(path, columns=schema.features)
     return np.concatenate([batch.isna().any(axis=1).to_numpy() for batch in batches])
 
-# %% ../nbs/02_preprocess.ipynb #f145a09d
-def temporal_boundaries(time: np.ndarray, weight: np.ndarray, valid_size: float, test_size: float) -> tuple[float, float]:
+# %% ../nbs/02_preprocess.ipynb #da41ea90
+def temporal_boundaries(
+    time: np.ndarray, weight: np.ndarray, valid_size: float, test_size: float
+) -> tuple[float, float]:
     """The times at which validation and test begin, so that they hold the given shares of the total `weight`."""
     order = np.argsort(time, kind="stable")
     share = np.cumsum(weight[order]) / np.sum(weight)
@@ -88,9 +90,9 @@ def iqr_fences(values: np.ndarray, factor: float = 1.5) -> tuple[float, float]:
     low, high = np.nanpercentile(values, [25, 75])
     return float(low - factor * (high - low)), float(high + factor * (high - low))
 
-# %% ../nbs/02_preprocess.ipynb #63fdf4d4
+# %% ../nbs/02_preprocess.ipynb #3ba3cbf1
 def outside_fences(matrix: np.ndarray, label: np.ndarray, factor: float = 1.5) -> np.ndarray:
-    """Whether each row of `matrix` lies outside the IQR fences of the fraud rows in any column: bool of shape (rows,)."""
+    """Whether each row of `matrix` is outside the frauds' IQR fences in any column: bool of shape (rows,)."""
     outside = np.zeros(len(matrix), bool)
     for column in np.asarray(matrix).T:
         low, high = iqr_fences(column[label == 1], factor)
@@ -128,14 +130,14 @@ def summarise_parts(parts: np.ndarray, time: np.ndarray, label: np.ndarray, weig
         rows[name] = (int(inside.sum()), fraud, share, *span)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["rows", "frauds", "share of fraud", "from", "to"])
 
-# %% ../nbs/02_preprocess.ipynb #02293297
+# %% ../nbs/02_preprocess.ipynb #fe276a36
 def check_parts(summary: pd.DataFrame) -> None:
     """Raise `InputError` if train, valid or test has no fraud or nothing else, as `summarise_parts` counts them."""
     for name, part in summary.loc[["train", "valid", "test"]].iterrows():
         if part["frauds"] == 0 or part["frauds"] == part["rows"]:
             raise InputError(
-                f"The {name} part has {part['rows']:,.0f} rows of which {part['frauds']:,.0f} are frauds; it needs both kinds. "
-                "Use a longer table, other sizes (valid_size, test_size), or split = stratified."
+                f"The {name} part has {part['rows']:,.0f} rows of which {part['frauds']:,.0f} are frauds; "
+                "it needs both kinds. Use a longer table, other sizes (valid_size, test_size), or split = stratified."
             )
 
 # %% ../nbs/02_preprocess.ipynb #f052046e
@@ -159,9 +161,9 @@ def write_parts(path: Path, folder: Path, parts: np.ndarray, schema: Schema, **f
                 if (part == number).any():
                     writer.write_table(table.filter(part == number))
 
-# %% ../nbs/02_preprocess.ipynb #114afdaf
+# %% ../nbs/02_preprocess.ipynb #0bb5eeea
 def scale_amount_and_time(inputs: Sequence[str], schema: Schema) -> ColumnTransformer:
-    """A step that scales amount and time by median and interquartile range and passes the other columns on, in order."""
+    """A step that scales amount and time by median and interquartile range; all columns stay in order."""
     # neighbouring columns go through one at a time, so that their order stays
     steps = [
         (name, RobustScaler() if name in (schema.amount, schema.time) else "passthrough", [number])
@@ -169,7 +171,7 @@ def scale_amount_and_time(inputs: Sequence[str], schema: Schema) -> ColumnTransf
     ]
     return ColumnTransformer(steps)
 
-# %% ../nbs/02_preprocess.ipynb #e14497d7
+# %% ../nbs/02_preprocess.ipynb #f138f3a4
 def make_sampler(name: str, seed: int = 0) -> Any:
     """The imbalanced-learn sampler called `name`: "undersample", "nearmiss" or "smote"; None for "none".
 
@@ -180,7 +182,11 @@ def make_sampler(name: str, seed: int = 0) -> Any:
     from imblearn.over_sampling import SMOTE
     from imblearn.under_sampling import NearMiss, RandomUnderSampler
 
-    samplers = {"undersample": RandomUnderSampler(random_state=seed), "nearmiss": NearMiss(), "smote": SMOTE(random_state=seed)}
+    samplers = {
+        "undersample": RandomUnderSampler(random_state=seed),
+        "nearmiss": NearMiss(),
+        "smote": SMOTE(random_state=seed),
+    }
     return samplers.get(name)
 
 # %% ../nbs/02_preprocess.ipynb #dd7de101
@@ -192,20 +198,24 @@ def class_weights(label: np.ndarray, weight: np.ndarray) -> np.ndarray:
     total = np.bincount(label, weights=weight, minlength=2)
     return weight * (total.sum() / (2 * total))[label]
 
-# %% ../nbs/02_preprocess.ipynb #344eb439
+# %% ../nbs/02_preprocess.ipynb #98a508cc
 def make_outlier_filter(inputs: Sequence[str], columns: Sequence[str], factor: float = 1.5) -> Any:
     """A sampler that drops rows outside the frauds' IQR fences in `columns`; None if `columns` is empty."""
     from imblearn import FunctionSampler
 
     unknown = [name for name in columns if name not in inputs]
     if unknown:
-        raise InputError(f"outlier_columns names {unknown[0]!r}, which is not an input of the model: {', '.join(inputs)}.")
+        raise InputError(
+            f"outlier_columns names {unknown[0]!r}, which is not an input of the model: {', '.join(inputs)}."
+        )
     numbers = [list(inputs).index(name) for name in columns]
     settings = {"columns": numbers, "factor": factor}
     return FunctionSampler(func=drop_outliers, kw_args=settings, validate=False) if numbers else None
 
-# %% ../nbs/02_preprocess.ipynb #d06fe90f
-def drop_outliers(matrix: np.ndarray, label: np.ndarray, columns: list[int], factor: float) -> tuple[np.ndarray, np.ndarray]:
+# %% ../nbs/02_preprocess.ipynb #8dc4a316
+def drop_outliers(
+    matrix: np.ndarray, label: np.ndarray, columns: list[int], factor: float
+) -> tuple[np.ndarray, np.ndarray]:
     """`matrix` and `label` without the rows outside the frauds' IQR fences in the numbered `columns`."""
     inside = ~outside_fences(matrix[:, columns], label, factor)
     return matrix[inside], label[inside]
@@ -229,10 +239,11 @@ def project_to_plane(matrix: np.ndarray, method: str, seed: int = 0) -> np.ndarr
     }
     return methods[method]().fit_transform(matrix)
 
-# %% ../nbs/02_preprocess.ipynb #5b87f7e5
+# %% ../nbs/02_preprocess.ipynb #07fb5c2b
 def check_sizes(valid_size: float, test_size: float) -> None:
     """Raise `InputError` unless both sizes are above 0 and leave more than nothing for training."""
     if not (0 < valid_size and 0 < test_size and valid_size + test_size < 1):
         raise InputError(
-            f"valid_size {valid_size:g} and test_size {test_size:g} must be above 0 and together below 1: they are shares of the rows."
+            f"valid_size {valid_size:g} and test_size {test_size:g} must be above 0 and together below 1: "
+            "they are shares of the rows."
         )

@@ -55,10 +55,10 @@ def find_notebook(name: str, root: Path) -> Path:
             return path
     raise InputError(f"There is no notebook {short(name)} in {root / 'nbs'}.{near_match(wanted, known)}")
 
-# %% ../nbs/13_runs.ipynb #5f6bec9c
+# %% ../nbs/13_runs.ipynb #40e59b5c
 @dataclass(frozen=True)
 class Parameter:
-    """A notebook's parameter: its name, default, kind ("int", "list[str]", ...) and the choices it is limited to, if any."""
+    """A notebook's parameter: its name, default, kind ("int", "list[str]", ...) and its choices, if it is limited."""
 
     name: str
     default: Any
@@ -153,13 +153,13 @@ def check_parameters(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any
             )
     return {name: check_value(value, declared[name], notebook.stem) for name, value in values.items()}
 
-# %% ../nbs/13_runs.ipynb #cd6d6c65
-def check_running(stem: str, namespace: Mapping[str, Any]) -> None:
-    """Check the parameters of the notebook called `stem` as they stand in `namespace`, its `globals()`; raises `InputError`."""
-    for name, parameter in read_parameters(find_notebook(stem, project_root())).items():
-        check_value(namespace[name], parameter, stem)
+# %% ../nbs/13_runs.ipynb #63278f61
+def check_running(stem: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the notebook `stem` as they stand in `namespace`, its globals, checked; raises `InputError`."""
+    declared = read_parameters(find_notebook(stem, project_root()))
+    return {name: check_value(namespace[name], parameter, stem) for name, parameter in declared.items()}
 
-# %% ../nbs/13_runs.ipynb #47eeb66e
+# %% ../nbs/13_runs.ipynb #41ecb6f4
 def read_values(path: Path, root: Path) -> dict[str, dict[str, Any]]:
     """The sections of the YAML file at `path`: notebook stem to parameter values; raises `InputError`."""
     try:
@@ -169,7 +169,9 @@ def read_values(path: Path, root: Path) -> dict[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read as YAML: {short(error, 200)}.") from error
     if not isinstance(sections, dict) or not all(isinstance(one, dict | None) for one in sections.values()):
-        raise InputError(f"{path} must have one section per notebook with its values, such as '03_train:' and below it 'seed: 1'.")
+        raise InputError(
+            f"{path} must have one section per notebook with its values, such as '03_train:' and below it 'seed: 1'."
+        )
     for stem in sections:
         find_notebook(str(stem), root)
     return {str(stem): section or {} for stem, section in sections.items()}
@@ -229,9 +231,9 @@ def read_numbers(notebook: Path) -> dict[str, int | float]:
     scraps = scrapbook.read_notebook(str(notebook)).scraps.data_dict
     return {name: scraps[name] for name in sorted(scraps) if isinstance(scraps[name], int | float)}
 
-# %% ../nbs/13_runs.ipynb #d39eddad
+# %% ../nbs/13_runs.ipynb #2977225c
 def write_metrics(notebook: Path, path: Path) -> dict[str, int | float]:
-    """Gather the numbers of an executed notebook in the JSON file `path`: one flat object, keys sorted. Returns them."""
+    """Gather and return an executed notebook's numbers in the JSON file `path`: one flat object, keys sorted."""
     numbers = read_numbers(notebook)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
@@ -241,7 +243,7 @@ def write_metrics(notebook: Path, path: Path) -> dict[str, int | float]:
 class StepFailed(Exception):
     """A notebook stopped with an error. The message names cell, source, error and the partial notebook."""
 
-# %% ../nbs/13_runs.ipynb #1cba0eb4
+# %% ../nbs/13_runs.ipynb #a5bb182e
 def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     """The exception to raise for `error`, which papermill or nbclient raised while executing `notebook`."""
     where = f"The notebook as far as it came: {partial}"
@@ -249,7 +251,9 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
         return InputError(f"{notebook.stem}: {error.evalue} ({where})")
     if hasattr(error, "cell_index"):
         cell = f"cell {error.cell_index + 1} of {notebook.name}"
-        return StepFailed(f"{cell} failed with {error.ename}: {error.evalue}. The cell: {error.source.strip()!r}. {where}")
+        return StepFailed(
+            f"{cell} failed with {error.ename}: {error.evalue}. The cell: {error.source.strip()!r}. {where}"
+        )
     return StepFailed(f"{notebook.name} stopped: {type(error).__name__}: {short(str(error), 400)}. {where}")
 
 # %% ../nbs/13_runs.ipynb #d49a956e
@@ -274,9 +278,9 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], cell_ti
             resources={"metadata": {"path": str(project_root(notebook.parent))}},
         )
 
-# %% ../nbs/13_runs.ipynb #b9317386
+# %% ../nbs/13_runs.ipynb #494931c9
 def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Path:
-    """Execute `notebook` with checked `parameters` and keep the executed copy at `output`; raises `InputError`, `StepFailed`."""
+    """Execute `notebook`, keep the executed copy at `output` and return it; raises `InputError`, `StepFailed`."""
     from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 

@@ -528,10 +528,8 @@ def sample_block(block: int, rows: int, seed: int, positions: np.ndarray, statis
     values = np.column_stack([seconds[sources], features[sources]])
     return pd.DataFrame(values, columns=COLUMNS[:-1]).assign(Class=labels)
 
-# %% ../nbs/19_sample.ipynb #ab11d019
-def sample_transactions(
-    rows: int = 284_807, seed: int = 0, statistics: dict | None = None
-) -> Iterator[pd.DataFrame]:
+# %% ../nbs/19_sample.ipynb #4cdccabd
+def sample_transactions(rows: int = 284_807, seed: int = 0, statistics: dict | None = None) -> Iterator[pd.DataFrame]:
     """Yield synthetic transactions in chunks, sorted by Time over the whole stream.
 
     rows: their number; seed: >= 0; statistics: of `fit_sample_statistics`, None for the stored ones.

@@ -80,9 +80,9 @@ def table_columns(schema: Schema, available: Iterable[str], labelled: bool = Tru
     optional = [name for name in (schema.label, schema.weight, schema.entity) if name in available]
     return list(dict.fromkeys(required + optional))
 
-# %% ../nbs/10_schema.ipynb #b560e137
+# %% ../nbs/10_schema.ipynb #4ec30620
 def near_match(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?" for the name in `known` that is nearest to `name`, or an empty string."""
+    """ " Did you mean 'x'?" for the name in `known` that is nearest to `name`, or an empty string."""
     by_lower = {one.lower(): one for one in known}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
@@ -127,7 +127,7 @@ def join_names(names: Sequence[str], most: int = 6) -> str:
     listed = ", ".join(short(name) for name in names[:most])
     return f"{listed} and {len(names) - most} more" if len(names) > most else listed
 
-# %% ../nbs/10_schema.ipynb #342811ec
+# %% ../nbs/10_schema.ipynb #336467b4
 def pandera_schema(schema: Schema, columns: Sequence[str], missing: str = "refuse") -> "pandera.DataFrameSchema":
     """The checks for a table with `columns`, as a pandera `DataFrameSchema` that coerces to the roles' types.
 
@@ -143,7 +143,9 @@ def pandera_schema(schema: Schema, columns: Sequence[str], missing: str = "refus
     more = {schema.amount: [not_negative], schema.weight: [positive], schema.label: [zero_or_one]}
     keep = missing == "keep"
     rules = {
-        name: pandera.Column("float64", [finite, *more.get(name, [])], coerce=True, nullable=keep and name in schema.features)
+        name: pandera.Column(
+            "float64", [finite, *more.get(name, [])], coerce=True, nullable=keep and name in schema.features
+        )
         for name in columns
         if name != schema.entity
     }
@@ -151,11 +153,11 @@ def pandera_schema(schema: Schema, columns: Sequence[str], missing: str = "refus
         rules[schema.entity] = pandera.Column(nullable=False)
     return pandera.DataFrameSchema(rules, strict=False)
 
-# %% ../nbs/10_schema.ipynb #e661f4de
+# %% ../nbs/10_schema.ipynb #a57a7600
 def find_problems(
     table: pd.DataFrame, schema: Schema, columns: Sequence[str], missing: str = "refuse", first_row: int = 1
 ) -> pd.DataFrame:
-    """Cells of `table`'s `columns` that break a rule: a frame with `row` (from `first_row`), `column`, `value`, `reason`.
+    """Cells of `table`'s `columns` that break a rule: frame of `row` (from `first_row`), `column`, `value`, `reason`.
 
     `table` must have the columns (`check_columns`). The frame is empty when all is well.
     """
@@ -187,16 +189,19 @@ def describe_problems(problems: pd.DataFrame, most: int = 4) -> str:
     rest = f"; and {len(groups) - most} more kinds of problem" if len(groups) > most else ""
     return "; ".join(sentences) + rest
 
-# %% ../nbs/10_schema.ipynb #9d5566e9
+# %% ../nbs/10_schema.ipynb #9a39febc
 def check_table(
     table: pd.DataFrame, schema: Schema, labelled: bool = True, missing: str = "refuse", first_row: int = 1
 ) -> pd.DataFrame:
-    """`table` with the schema's columns as float64 (label int8, entity as it is); raises `InputError` with rows and reasons."""
+    """`table`'s columns as float64 (label int8, entity as it is); raises `InputError` with rows and reasons."""
     columns = table_columns(schema, table.columns, labelled)
     problems = find_problems(table, schema, columns, missing, first_row)
     if len(problems):
-        hint = " Missing features are let through, to be imputed, with missing = keep." if (
-            missing == "refuse" and (problems["reason"] == "is missing").any()) else ""
+        hint = (
+            " Missing features are let through, to be imputed, with missing = keep."
+            if (missing == "refuse" and (problems["reason"] == "is missing").any())
+            else ""
+        )
         raise InputError(f"The table does not fit: {describe_problems(problems)}.{hint} Mend these rows and run again.")
     numeric = {name: "float64" for name in columns if name != schema.entity}
     if schema.label in columns:
@@ -241,10 +246,12 @@ def process_alive(pid: int) -> bool:
         return True
     return True
 
-# %% ../nbs/10_schema.ipynb #811d1ce1
+# %% ../nbs/10_schema.ipynb #10aa9244
 @contextmanager
-def table_writer(path: str | os.PathLike, columns: "pa.Schema", schema: Schema, **facts: Any) -> Iterator["pq.ParquetWriter"]:
-    """Yield a Parquet writer for a table of the Arrow schema `columns`; atomic, with `schema` and `facts` in its metadata."""
+def table_writer(
+    path: str | os.PathLike, columns: "pa.Schema", schema: Schema, **facts: Any
+) -> Iterator["pq.ParquetWriter"]:
+    """Yield an atomic Parquet writer for the Arrow schema `columns`, with `schema` and `facts` in its metadata."""
     import pyarrow.parquet as pq
 
     about = json.dumps({"schema": asdict(schema), **facts})
@@ -261,7 +268,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike, schema: Schema, **
     with table_writer(path, arrow.schema, schema, **facts) as writer:
         writer.write_table(arrow)
 
-# %% ../nbs/10_schema.ipynb #435e0f82
+# %% ../nbs/10_schema.ipynb #66546764
 def read_about(path: str | os.PathLike) -> dict[str, Any]:
     """The facts stored in the metadata of a table that fraudnb wrote; raises `InputError` for any other file."""
     import pyarrow as pa
@@ -269,11 +276,15 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
 
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is not there. The step that writes it has not run; `fraudnb run` runs them all in order.")
+        raise InputError(
+            f"{path} is not there. The step that writes it has not run; `fraudnb run` runs them all in order."
+        )
     try:
         about = json.loads(pq.read_schema(path).metadata[b"fraudnb"])
     except (pa.ArrowInvalid, TypeError, KeyError) as error:
-        raise InputError(f"{path} was not written by fraudnb: run 00_download on it first ({short(error, 80)}).") from error
+        raise InputError(
+            f"{path} was not written by fraudnb: run 00_download on it first ({short(error, 80)})."
+        ) from error
     return about
 
 # %% ../nbs/10_schema.ipynb #21d7547c
@@ -306,9 +317,9 @@ def open_csv_bytes(path: Path) -> Iterator[BinaryIO]:
         with open(path, "rb") as stream:
             yield stream
 
-# %% ../nbs/10_schema.ipynb #0e42912a
+# %% ../nbs/10_schema.ipynb #3c631271
 def csv_header(path: Path, delimiter: str = ",", most: int = 1_000_000) -> list[str]:
-    """The column names in the first line of the CSV file at `path` (a byte-order mark is left out); raises `InputError`."""
+    """The column names in the first line of the CSV file at `path`, without byte-order mark; raises `InputError`."""
     with explain_unreadable(path), open_csv_bytes(path) as stream:
         line = stream.readline(most).decode("utf-8-sig")
     if not line.strip():
@@ -317,12 +328,12 @@ def csv_header(path: Path, delimiter: str = ",", most: int = 1_000_000) -> list[
     for other in (";", "\t", ",", "|"):
         if len(columns) == 1 and len(next(csv.reader([line], delimiter=other))) > 1:
             raise InputError(
-                f"The columns of {path} are separated by {other!r}, not by {delimiter!r}. Read it with delimiter = {other!r} "
-                "(numbers must have a decimal point), or save it with commas."
+                f"The columns of {path} are separated by {other!r}, not by {delimiter!r}. "
+                f"Read it with delimiter = {other!r} (numbers must have a decimal point), or save it with commas."
             )
     return columns
 
-# %% ../nbs/10_schema.ipynb #2f32afbe
+# %% ../nbs/10_schema.ipynb #7ec07be3
 @contextmanager
 def explain_unreadable(path: Path) -> Iterator[None]:
     """Turn what readers raise for a damaged file at `path` into an `InputError` that says what is wrong with it."""
@@ -337,10 +348,14 @@ def explain_unreadable(path: Path) -> Iterator[None]:
     except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is cut off or damaged ({short(str(error), 120)}): fetch it again.") from error
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path} cannot be read: {short(str(error), 200)}. Is it complete, and of the kind its name says?") from error
+        raise InputError(
+            f"{path} cannot be read: {short(str(error), 200)}. Is it complete, and of the kind its name says?"
+        ) from error
 
-# %% ../nbs/10_schema.ipynb #4790e35e
-def csv_batches(path: Path, numeric: Iterable[str], delimiter: str = ",", block: int = 1 << 24) -> Iterator["pa.RecordBatch"]:
+# %% ../nbs/10_schema.ipynb #62373c8b
+def csv_batches(
+    path: Path, numeric: Iterable[str], delimiter: str = ",", block: int = 1 << 24
+) -> Iterator["pa.RecordBatch"]:
     """The rows of the CSV file at `path` as Arrow batches: the columns `numeric` as float64, all others as text.
 
     Empty fields, "NA", "NaN" and the like are missing values in numeric columns. Raises `pyarrow.ArrowInvalid` for a

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_inputs', 'score_table', 'decision_threshold', 'read_blocks', 'score_blocks', 'write_blocks', 'score_file']
 
-# %% ../nbs/05_score.ipynb #2166adfb
+# %% ../nbs/05_score.ipynb #ad161f1e
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,8 +17,16 @@ import pyarrow.parquet as pq
 
 from .model import Model, load_model, predict_probability
 from fraudnb.schema import (
-    InputError, Schema, atomic_path, csv_batches, describe_problems, explain_unreadable, find_problems, is_parquet,
-    join_names, near_match,
+    InputError,
+    Schema,
+    atomic_path,
+    csv_batches,
+    describe_problems,
+    explain_unreadable,
+    find_problems,
+    is_parquet,
+    join_names,
+    near_match,
 )
 
 # %% ../nbs/05_score.ipynb #0f840655
@@ -50,15 +58,18 @@ def score_table(table: pd.DataFrame, model: Model, threshold: float, first_row: 
     probability = predict_probability(model, table)
     return table.assign(probability=probability, decision=np.where(probability >= threshold, "alert", "pass"))
 
-# %% ../nbs/05_score.ipynb #7d22066c
+# %% ../nbs/05_score.ipynb #97466bdd
 def decision_threshold(model: Model, given: float | None = None) -> float:
-    """The `given` threshold if it is one, else that of the model's evaluation; raises `InputError` if there is neither."""
+    """The `given` threshold, else that of the model's evaluation; raises `InputError` if there is neither."""
     if given is not None:
         if not 0 <= given <= 1.000001:
             raise InputError(f"A threshold is a probability between 0 and 1, not {given:g}.")
         return given
     if model.card.get("threshold") is None:
-        raise InputError("This model has no threshold, since it was not evaluated: run `fraudnb run 04_evaluate`, or pass --threshold.")
+        raise InputError(
+            "This model has no threshold, since it was not evaluated: run `fraudnb run 04_evaluate`, "
+            "or pass --threshold."
+        )
     return float(model.card["threshold"])
 
 # %% ../nbs/05_score.ipynb #c54c67d4
@@ -97,8 +108,10 @@ def write_blocks(blocks: Iterable[pd.DataFrame], out: Path) -> tuple[int, int]:
             raise InputError("The input has no rows; there is nothing to score.")
     return rows, alerts
 
-# %% ../nbs/05_score.ipynb #6be8f576
-def score_file(path: str | Path, out: str | Path, model_folder: str | Path, threshold: float | None = None) -> tuple[int, int]:
+# %% ../nbs/05_score.ipynb #64cc8549
+def score_file(
+    path: str | Path, out: str | Path, model_folder: str | Path, threshold: float | None = None
+) -> tuple[int, int]:
     """Score the transactions in the file `path` with the bundle in `model_folder` into the file `out`.
 
     Returns the numbers of rows and of alerts. Raises `InputError` and `ModelError`; then nothing is written.

@@ -39,14 +39,20 @@ from .preprocess import class_weights, make_outlier_filter, make_reducer, make_s
 from .runs import check_running, project_path
 from .schema import InputError, Schema, near_match
 
-# %% ../nbs/03_train.ipynb #2c15d91c
+# %% ../nbs/03_train.ipynb #8c71ff57
 def make_estimator(name: str, jobs: int = 1, seed: int = 0) -> Any:
     """The unfitted classifier called `name`, with defaults that suit rare frauds; `jobs` threads where it has threads.
 
     Source of the sigmoid for "svc": J. Platt (1999), Probabilistic Outputs for Support Vector Machines.
     """
     trees = {"n_jobs": jobs, "random_state": seed}
-    lightgbm = {"n_estimators": 400, "learning_rate": 0.05, "num_leaves": 15, "min_child_samples": 40, "reg_lambda": 10.0}
+    lightgbm = {
+        "n_estimators": 400,
+        "learning_rate": 0.05,
+        "num_leaves": 15,
+        "min_child_samples": 40,
+        "reg_lambda": 10.0,
+    }
     fixed = {"deterministic": True, "force_row_wise": True, "verbose": -1}
     zoo = {
         "logistic_regression": lambda: LogisticRegression(solver="newton-cholesky", max_iter=200),
@@ -75,9 +81,9 @@ def default_space(name: str) -> dict[str, list[Any]]:
     }
     return spaces[name]
 
-# %% ../nbs/03_train.ipynb #00e43e06
+# %% ../nbs/03_train.ipynb #30131253
 def pipeline_space(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    """`space` with its names as those of the pipeline's step `model`; "penalty" l1/l2 becomes scikit-learn's `l1_ratio`.
+    """`space` with names of the pipeline's step `model`; "penalty" l1/l2 becomes scikit-learn's `l1_ratio`.
 
     A space with "penalty" also sets the solver to "liblinear", which fits both.
     """
@@ -90,10 +96,19 @@ def pipeline_space(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         renamed["model__solver"] = ["liblinear"]
     return renamed
 
-# %% ../nbs/03_train.ipynb #d2478ecc
+# %% ../nbs/03_train.ipynb #071a8f6c
 def make_pipeline(
-    name: str, inputs: Sequence[str], schema: Schema, *, sampler: str = "none", outlier_columns: Sequence[str] = (),
-    outlier_factor: float = 1.5, reducer: str = "none", components: int = 10, jobs: int = 1, seed: int = 0,
+    name: str,
+    inputs: Sequence[str],
+    schema: Schema,
+    *,
+    sampler: str = "none",
+    outlier_columns: Sequence[str] = (),
+    outlier_factor: float = 1.5,
+    reducer: str = "none",
+    components: int = 10,
+    jobs: int = 1,
+    seed: int = 0,
 ) -> Pipeline:
     """The unfitted pipeline of scaling, imputation, outlier filter, reduction, sampler and the model called `name`."""
     from imblearn.pipeline import Pipeline as SamplingPipeline
@@ -121,21 +136,27 @@ def check_rows(name: str, sampler: str, label: np.ndarray, most: int = 30_000) -
             "Set sampler = undersample, or choose another model."
         )
 
-# %% ../nbs/03_train.ipynb #473b2283
-def make_folds(label: np.ndarray, time: np.ndarray, folds: int, order: str, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+# %% ../nbs/03_train.ipynb #2600f236
+def make_folds(
+    label: np.ndarray, time: np.ndarray, folds: int, order: str, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Pairs of row numbers (train, score) for `folds` folds by "time" or "stratified"; raises `InputError`.
 
     Time-ordered folds are those of scikit-learn's `TimeSeriesSplit`, over the rows sorted by `time`.
     """
     if folds < 2 or folds > label.sum():
-        raise InputError(f"folds = {folds} needs at least 2 folds and a fraud for each; there are {int(label.sum())} frauds.")
+        raise InputError(
+            f"folds = {folds} needs at least 2 folds and a fraud for each; there are {int(label.sum())} frauds."
+        )
     if order == "stratified":
         return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(label, label))
     by_time = np.argsort(time, kind="stable")
     pairs = [(by_time[train], by_time[score]) for train, score in TimeSeriesSplit(folds).split(by_time)]
     poor = [rows for pair in pairs for rows in pair if not 0 < label[rows].sum() < len(rows)]
     if poor:
-        raise InputError(f"With {folds} folds in order of time, a fold has no fraud: use fewer folds or fold_order = stratified.")
+        raise InputError(
+            f"With {folds} folds in order of time, a fold has no fraud: use fewer folds or fold_order = stratified."
+        )
     return pairs
 
 # %% ../nbs/03_train.ipynb #7c8e5fff
@@ -143,9 +164,9 @@ def uses_weights(pipeline: Pipeline) -> bool:
     """Whether fitting `pipeline` can use row weights: its model takes them, and no sampler changes the rows before."""
     return type(pipeline) is Pipeline and has_fit_parameter(pipeline.named_steps["model"], "sample_weight")
 
-# %% ../nbs/03_train.ipynb #60aa6ffd
+# %% ../nbs/03_train.ipynb #00ea0d99
 def request_weights(pipeline: Pipeline) -> Pipeline:
-    """`pipeline`, its model asking scikit-learn's metadata routing for `sample_weight` in `fit` where that `uses_weights`."""
+    """`pipeline`, its model asking scikit-learn's metadata routing for weights where it `uses_weights`."""
     model = pipeline.named_steps["model"]
     if has_fit_parameter(model, "sample_weight"):
         model.set_fit_request(sample_weight=uses_weights(pipeline))
@@ -153,20 +174,28 @@ def request_weights(pipeline: Pipeline) -> Pipeline:
         model.estimator.set_fit_request(sample_weight=True)  # it passes on what it got, even when that is None
     return pipeline
 
-# %% ../nbs/03_train.ipynb #1b50cce9
+# %% ../nbs/03_train.ipynb #5fbe4fd9
 def make_scorer(scoring: str) -> Any:
-    """scikit-learn's scorer called `scoring`, asking for `sample_weight` if its metric knows weights; raises `InputError`."""
+    """scikit-learn's scorer `scoring`, asking for weights if its metric knows them; raises `InputError`."""
     if scoring not in get_scorer_names():
         raise InputError(f"scikit-learn has no scoring {scoring!r}.{near_match(scoring, get_scorer_names())}")
     scorer = get_scorer(scoring)
     takes_weight = "sample_weight" in inspect.signature(scorer._score_func).parameters
     return scorer.set_score_request(sample_weight=True) if takes_weight else scorer
 
-# %% ../nbs/03_train.ipynb #8c617632
+# %% ../nbs/03_train.ipynb #64f27111
 def fit_pipeline(
-    pipeline: Pipeline, matrix: np.ndarray, label: np.ndarray, weight: np.ndarray, *, search: str = "none",
-    space: Mapping[str, Sequence[Any]] | None = None, folds: Sequence[Any] = (), scoring: str = "average_precision",
-    draws: int = 10, seed: int = 0,
+    pipeline: Pipeline,
+    matrix: np.ndarray,
+    label: np.ndarray,
+    weight: np.ndarray,
+    *,
+    search: str = "none",
+    space: Mapping[str, Sequence[Any]] | None = None,
+    folds: Sequence[Any] = (),
+    scoring: str = "average_precision",
+    draws: int = 10,
+    seed: int = 0,
 ) -> tuple[Pipeline, pd.DataFrame]:
     """`pipeline` fitted to `matrix` (rows, inputs), `label` and row weights `weight`, after a search if asked for.
 
@@ -181,22 +210,28 @@ def fit_pipeline(
         settings = {"cv": list(folds), "scoring": make_scorer(scoring), "error_score": "raise", "refit": True}
         searches = {
             "grid": lambda: GridSearchCV(pipeline, pipeline_space(space or {}), **settings),
-            "random": lambda: RandomizedSearchCV(pipeline, pipeline_space(space or {}), n_iter=draws, random_state=seed, **settings),
+            "random": lambda: RandomizedSearchCV(
+                pipeline, pipeline_space(space or {}), n_iter=draws, random_state=seed, **settings
+            ),
         }
         found = searches[search]().fit(matrix, label, **passed)
     return found.best_estimator_, tabulate_search(found)
 
-# %% ../nbs/03_train.ipynb #f7a92cb4
+# %% ../nbs/03_train.ipynb #f2e2defa
 def tabulate_search(found: GridSearchCV | RandomizedSearchCV) -> pd.DataFrame:
     """The candidates of a finished search: a column per parameter, `mean` and `spread` of the score, best first."""
     results = pd.DataFrame(found.cv_results_)
     table = pd.DataFrame(list(results["params"])).rename(columns=lambda name: name.removeprefix("model__"))
-    table = table.assign(mean=results["mean_test_score"], spread=results["std_test_score"], seconds=results["mean_fit_time"])
+    table = table.assign(
+        mean=results["mean_test_score"], spread=results["std_test_score"], seconds=results["mean_fit_time"]
+    )
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/03_train.ipynb #fa714fb7
+# %% ../nbs/03_train.ipynb #3e780623
 def learning_curve(
-    pipeline: Pipeline, train: tuple[np.ndarray, np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray, np.ndarray],
+    pipeline: Pipeline,
+    train: tuple[np.ndarray, np.ndarray, np.ndarray],
+    valid: tuple[np.ndarray, np.ndarray, np.ndarray],
     shares: Sequence[float] = (0.1, 0.25, 0.5),
 ) -> pd.DataFrame:
     """Average precision on training and validation rows of copies of `pipeline` fitted to the last `shares` of `train`.
@@ -230,9 +265,9 @@ def inference_pipeline(pipeline: Pipeline) -> Pipeline:
         getattr(one, "__dict__", {}).pop("_metadata_request", None)
     return Pipeline(kept)
 
-# %% ../nbs/03_train.ipynb #211b663e
+# %% ../nbs/03_train.ipynb #cc93e736
 def to_onnx(pipeline: Pipeline, columns: int) -> bytes:
-    """The fitted `pipeline` as a serialised ONNX model from float32 `X` (rows, `columns`) to label and probabilities."""
+    """The fitted `pipeline` as ONNX, serialised: from float32 `X` (rows, `columns`) to label and probabilities."""
     import skl2onnx
     from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm
     from skl2onnx.common.data_types import FloatTensorType
@@ -240,18 +275,24 @@ def to_onnx(pipeline: Pipeline, columns: int) -> bytes:
 
     options = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
     skl2onnx.update_registered_converter(
-        LGBMClassifier, "LightGbmLGBMClassifier", calculate_linear_classifier_output_shapes, convert_lightgbm, options=options
+        LGBMClassifier,
+        "LightGbmLGBMClassifier",
+        calculate_linear_classifier_output_shapes,
+        convert_lightgbm,
+        options=options,
     )
     with warnings.catch_warnings():
         # skl2onnx 1.20 reads attributes of SVC that scikit-learn 1.9 marks for removal in 1.11
         warnings.filterwarnings("ignore", "Attribute `prob[AB]_` was deprecated", FutureWarning)
         model = skl2onnx.to_onnx(
-            inference_pipeline(pipeline), initial_types=[("X", FloatTensorType([None, columns]))],
-            options={"zipmap": False}, target_opset={"": 18, "ai.onnx.ml": 3},
+            inference_pipeline(pipeline),
+            initial_types=[("X", FloatTensorType([None, columns]))],
+            options={"zipmap": False},
+            target_opset={"": 18, "ai.onnx.ml": 3},
         )
     return model.SerializeToString()
 
-# %% ../nbs/03_train.ipynb #8bc1296a
+# %% ../nbs/03_train.ipynb #432eea5a
 def check_export(pipeline: Pipeline, onnx: bytes, matrix: np.ndarray, tolerance: float = 1e-4) -> float:
     """The largest difference between the probabilities of `pipeline` and `onnx` on the rows of `matrix`.
 
@@ -262,15 +303,21 @@ def check_export(pipeline: Pipeline, onnx: bytes, matrix: np.ndarray, tolerance:
     largest = float(difference.max())
     if not largest <= tolerance:
         raise ValueError(
-            f"The ONNX model differs from the trained one by {largest:.2g} on row {int(difference.argmax())} (allowed: {tolerance:g}), "
-            f"and by more than allowed on {int((~(difference <= tolerance)).sum()):,} of {len(matrix):,} rows. No model was saved."
+            f"The ONNX model differs from the trained one by {largest:.2g} on row {int(difference.argmax())} "
+            f"(allowed: {tolerance:g}), and by more than allowed on {int((~(difference <= tolerance)).sum()):,} of "
+            f"{len(matrix):,} rows. No model was saved."
         )
     return largest
 
-# %% ../nbs/03_train.ipynb #61c25e8f
+# %% ../nbs/03_train.ipynb #a2d2b3f8
 def trusted_types() -> list[str]:
     """Names of the types, beyond skops' own list, that `model.skops` may contain."""
-    lightgbm = ["lightgbm.basic.Booster", "lightgbm.sklearn.LGBMClassifier", "collections.OrderedDict", "collections.defaultdict"]
+    lightgbm = [
+        "lightgbm.basic.Booster",
+        "lightgbm.sklearn.LGBMClassifier",
+        "collections.OrderedDict",
+        "collections.defaultdict",
+    ]
     neighbours = ["sklearn.metrics._dist_metrics.EuclideanDistance64", "sklearn.neighbors._kd_tree.KDTree"]
     calibration = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"]
     # skops warns that a forged Tree can point outside its arrays: load_pipeline checks the card's checksum first
@@ -306,14 +353,27 @@ def quantile_levels() -> list[float]:
     """The levels of the reference quantiles: the extremes, 1 % and 99 %, and every twentieth."""
     return [0.0, 0.01, *(round(0.05 * step, 2) for step in range(1, 20)), 0.99, 1.0]
 
-# %% ../nbs/03_train.ipynb #60fdf977
+# %% ../nbs/03_train.ipynb #bac19473
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide what a model computes."""
-    return {name: version(name) for name in ("fraudnb", "scikit-learn", "imbalanced-learn", "lightgbm", "numpy", "pandas", "onnx", "onnxruntime")}
+    return {
+        name: version(name)
+        for name in (
+            "fraudnb",
+            "scikit-learn",
+            "imbalanced-learn",
+            "lightgbm",
+            "numpy",
+            "pandas",
+            "onnx",
+            "onnxruntime",
+        )
+    }
 
-# %% ../nbs/03_train.ipynb #142bc5c7
+# %% ../nbs/03_train.ipynb #690f47a7
 def git_revision(root: Path) -> str:
     """The git commit of the project at `root`, with "+changes" when its files differ from it; "" outside a checkout."""
+
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
@@ -321,8 +381,8 @@ def git_revision(root: Path) -> str:
     revision = git("rev-parse", "HEAD")
     return revision + ("+changes" if revision and git("status", "--porcelain", "--untracked-files=no") else "")
 
-# %% ../nbs/03_train.ipynb #8d7ce5a4
+# %% ../nbs/03_train.ipynb #52595bb7
 def as_arrays(table: pd.DataFrame, inputs: Sequence[str], schema: Schema) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The model's view of `table`: float32 inputs (rows, inputs), int label (rows,) and float64 weight (rows,; 1 without)."""
+    """The model's view of `table`: float32 inputs (rows, inputs), int label (rows,), float64 weight (rows,)."""
     weight = table[schema.weight].to_numpy() if schema.weight in table else np.ones(len(table))
     return input_matrix(table, inputs), table[schema.label].to_numpy().astype(int), weight

@@ -1,0 +1,257 @@
+"""Measure the pipeline from a CSV file to metrics: wall time and peak memory of each notebook, as a Markdown table.
+
+    python bench/pipeline.py                                  # 284,807 rows, as many as the ULB data set has
+    python bench/pipeline.py --rows 284807 --rows 10000000    # one table per size
+    python bench/pipeline.py --repeats 3                      # medians of three runs
+    python bench/pipeline.py --data creditcard.csv            # a file of yours, read where it is
+    python bench/pipeline.py --rows 5000 --keep build/bench   # a quick check; the scratch project stays there
+
+Rows are synthetic (`fraudnb.sample`). Each notebook is run by its own `fraudnb run` in a scratch project that has
+copies of nbs/, settings.ini and params.yaml. Two peaks are measured for each of them:
+
+tree     the sum of PSS over `fraudnb run`, the Jupyter kernel it starts and all their other children, polled every
+         50 ms. PSS (proportional set size) counts a page that n processes share as 1/n in each, so the sum counts it
+         once; a peak shorter than the interval can be missed.
+kernel   the highest VmHWM of a process below `fraudnb run`: the kernel's largest resident set, as Linux itself keeps
+         it, so that nothing is missed; it counts the pages of shared libraries in full.
+
+Where there is no /proc, both are sums or maxima of polled RSS.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.csv
+
+from fraudnb.runs import pipeline_notebooks
+from fraudnb.sample import sample_transactions
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_SECONDS = 0.05
+# of the ULB data set's CSV file, and of what is made here
+CSV_BYTES_PER_ROW = 530
+# the table in Parquet and its three parts take less than the CSV file again
+ROOM_PER_CSV_BYTE = 1.2
+LIBRARIES = ("fraudnb", "numpy", "pandas", "pyarrow", "scikit-learn", "lightgbm", "onnxruntime", "papermill")
+SHOWN_METRICS = ("average_precision", "valid_average_precision", "roc_auc", "expected_cost", "test_rows", "test_frauds")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one notebook took: wall time in seconds; peak memory of the process tree and of the kernel in MiB."""
+
+    seconds: float
+    tree: float
+    kernel: float
+
+
+def proc_bytes(pid: int, file: str, field: str) -> int | None:
+    """The figure `field` of /proc/PID/`file` in bytes; None if there is none or the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def rss(process: psutil.Process) -> int:
+    """The resident set of `process` in bytes; 0 if it has ended."""
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def tree_memory(runner: psutil.Process) -> tuple[int, int]:
+    """The sum of PSS over `runner` and what is below it, and the largest peak RSS below it, both in bytes."""
+    try:
+        children = runner.children(recursive=True)
+    except psutil.Error:
+        return 0, 0
+    shares = [proc_bytes(one.pid, "smaps_rollup", "Pss") or rss(one) for one in (runner, *children)]
+    peaks = [proc_bytes(one.pid, "status", "VmHWM") or rss(one) for one in children]
+    return sum(shares), max(peaks, default=0)
+
+
+def measure(command: Sequence[str], folder: Path, log: Path) -> Usage:
+    """Run `command` in `folder`, its output going to `log`, and measure it; ends the program if it fails."""
+    tree = kernel = 0
+    with log.open("w") as output:
+        start = time.perf_counter()
+        with subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT) as running:
+            runner = psutil.Process(running.pid)
+            while running.poll() is None:
+                looked = time.perf_counter()
+                now = tree_memory(runner)
+                tree, kernel = max(tree, now[0]), max(kernel, now[1])
+                # looking at a large process takes its time: leave the measured ones most of it
+                wait_for(running, max(POLL_SECONDS, 5 * (time.perf_counter() - looked)))
+        seconds = time.perf_counter() - start
+    if running.returncode != 0:
+        sys.exit(f"{shlex.join(command)} failed in {folder}:\n{log.read_text()}")
+    return Usage(seconds, tree / 2**20, kernel / 2**20)
+
+
+def wait_for(running: subprocess.Popen, seconds: float) -> None:
+    """Wait until the process ends, but not longer than `seconds`."""
+    try:
+        running.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def write_csv(path: Path, rows: int) -> None:
+    """Write `rows` synthetic transactions to a CSV file at `path`, block by block, and have them reach the disk."""
+    with path.open("wb") as file:
+        writer = None
+        for block in sample_transactions(rows):
+            table = pa.Table.from_pandas(block, preserve_index=False)
+            writer = writer or pyarrow.csv.CSVWriter(file, table.schema)
+            writer.write_table(table)
+        writer.close()
+        # else the first notebook would compete with the writing of this file
+        os.fsync(file.fileno())
+
+
+def make_project(folder: Path) -> Path:
+    """A project at `folder` with the notebooks, settings and parameters of this one, and nothing else."""
+    shutil.copytree(ROOT / "nbs", folder / "nbs", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    for name in ("settings.ini", "params.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run_pipeline(project: Path, data: Path) -> dict[str, Usage]:
+    """Run the notebooks of `project` on the CSV file `data` one by one; what each took, by its name."""
+    fraudnb = str(Path(sys.executable).with_name("fraudnb"))
+    usage = {}
+    for notebook in pipeline_notebooks(project):
+        source = ["-p", "source", str(data)] if notebook.stem == "00_download" else []
+        command = [fraudnb, "run", notebook.stem, "--name", "bench", *source]
+        usage[notebook.stem] = one = measure(command, project, project / f"{notebook.stem}.log")
+        print(f"{notebook.stem}: {one.seconds:.1f} s, {one.tree:,.0f} MiB", file=sys.stderr, flush=True)
+    return usage
+
+
+def medians(runs: Sequence[dict[str, Usage]]) -> dict[str, Usage]:
+    """The median of each figure of each notebook over `runs`."""
+    return {
+        name: Usage(*(statistics.median(getattr(run[name], one.name) for run in runs) for one in fields(Usage)))
+        for name in runs[0]
+    }
+
+
+def markdown_table(usage: dict[str, Usage]) -> str:
+    """The table of `usage`: a row per notebook, then the sum of the times and the largest of the peaks."""
+    total = Usage(
+        sum(one.seconds for one in usage.values()),
+        max(one.tree for one in usage.values()),
+        max(one.kernel for one in usage.values()),
+    )
+    rows = [
+        f"| {name} | {one.seconds:.1f} | {one.tree:,.0f} | {one.kernel:,.0f} |"
+        for name, one in (usage | {"total (memory: largest)": total}).items()
+    ]
+    head = ["| notebook | wall s | peak MiB, tree (PSS) | peak MiB, kernel (RSS) |", "| --- | ---: | ---: | ---: |"]
+    return "\n".join(head + rows)
+
+
+def metrics_line(project: Path) -> str:
+    """The metrics that show whether the run has learned anything."""
+    numbers = json.loads((project / "runs" / "bench" / "metrics.json").read_text())
+    return ", ".join(f"{name} {numbers[name]:,.6g}" for name in SHOWN_METRICS)
+
+
+def processor() -> str:
+    """The processor's name; what Python knows of it where there is no /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def machine_facts() -> str:
+    """Processor, cores this process may use, memory, system, Python and the libraries that matter."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory().total / 2**30
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    busy = f", load {os.getloadavg()[0]:.1f} before the start" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{processor()}, {cores} cores, {memory:.0f} GiB{busy}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, {libraries}"
+    )
+
+
+@contextmanager
+def scratch_folder(keep: Path | None, needed: float) -> Iterator[Path]:
+    """Yield `keep` (made, and left in place), or else a temporary folder; ends the program without `needed` bytes there."""
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+    parent = keep or Path(tempfile.gettempdir())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        sys.exit(f"{parent} has {free / 1e9:.1f} GB left, {needed / 1e9:.1f} are needed: set TMPDIR, or --keep elsewhere.")
+    if keep:
+        yield keep.resolve()
+    else:
+        with tempfile.TemporaryDirectory(prefix="fraudnb-bench-") as folder:
+            yield Path(folder).resolve()
+
+
+def benchmark(folder: Path, rows: int, data: Path | None, repeats: int) -> str:
+    """Measure `repeats` runs on the CSV file `data`, or else on `rows` synthetic ones; what to print of it."""
+    project = make_project(folder)
+    source = data or folder / "transactions.csv"
+    if not data:
+        print(f"writing {rows:,} synthetic transactions to {source}", file=sys.stderr, flush=True)
+        write_csv(source, rows)
+    runs = [run_pipeline(project, source) for _ in range(repeats)]
+    title = data.name if data else f"{rows:,} synthetic rows"
+    size = f"{source.stat().st_size / 1e6:,.0f} MB of CSV"
+    what = f"medians of {repeats} runs" if repeats > 1 else "one run"
+    return f"### {title}, {size}, {what}\n\n{markdown_table(medians(runs))}\n\n{metrics_line(project)}\n"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description="Wall time and peak memory of each of the pipeline's notebooks.")
+    parser.add_argument("--rows", type=int, action="append", help="synthetic rows (default: 284807); can be repeated")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of which to take medians (default: 1)")
+    parser.add_argument("--data", type=Path, metavar="PATH.csv", help="measure on this file instead")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this folder and leave it there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every size asked for and print its table."""
+    options = parse_arguments()
+    data = options.data.resolve(strict=True) if options.data else None
+    print(f"`{shlex.join(['python', 'bench/pipeline.py', *sys.argv[1:]])}`\n\n{machine_facts()}\n", flush=True)
+    for rows in [0] if data else options.rows or [284_807]:
+        made = 0 if data else rows * CSV_BYTES_PER_ROW
+        needed = made + ROOM_PER_CSV_BYTE * (data.stat().st_size if data else made)
+        keep = options.keep / (data.stem if data else str(rows)) if options.keep else None
+        with scratch_folder(keep, needed) as folder:
+            print(benchmark(folder, rows, data, options.repeats), flush=True)
+
+
+if __name__ == "__main__":
+    main()
