@@ -11,7 +11,7 @@ run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
 
 test: .venv/installed  ## export and clean check, nbdev-test, pytest
 	nbdev-test
-	pytest -n 2
+	pytest -n 2 --dist loadgroup
 
 lab: .venv/installed  ## the notebooks in JupyterLab
 	jupyter lab

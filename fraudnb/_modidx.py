@@ -38,6 +38,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fraudnb.evaluate.plot_confusion': ('evaluate.html#plot_confusion', 'fraudnb/evaluate.py'),
                                   'fraudnb.evaluate.plot_cost': ('evaluate.html#plot_cost', 'fraudnb/evaluate.py'),
                                   'fraudnb.evaluate.plot_curves': ('evaluate.html#plot_curves', 'fraudnb/evaluate.py'),
+                                  'fraudnb.evaluate.plot_gap': ('evaluate.html#plot_gap', 'fraudnb/evaluate.py'),
                                   'fraudnb.evaluate.rank_rows': ('evaluate.html#rank_rows', 'fraudnb/evaluate.py'),
                                   'fraudnb.evaluate.rank_table': ('evaluate.html#rank_table', 'fraudnb/evaluate.py'),
                                   'fraudnb.evaluate.roc_auc': ('evaluate.html#roc_auc', 'fraudnb/evaluate.py'),

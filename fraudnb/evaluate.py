@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Ranking', 'rank_rows', 'average_precision', 'roc_auc', 'threshold_metrics', 'Decision', 'all_metrics',
            'bootstrap_intervals', 'cost_by_cut', 'threshold_of_cut', 'choose_threshold', 'confusion_matrix',
-           'plot_confusion', 'plot_curves', 'calibration_table', 'plot_calibration', 'plot_cost', 'rank_table',
-           'flat_metrics', 'threshold_curve']
+           'plot_confusion', 'plot_curves', 'calibration_table', 'plot_calibration', 'plot_cost', 'plot_gap',
+           'rank_table', 'flat_metrics', 'threshold_curve']
 
 # %% ../nbs/04_evaluate.ipynb #9deaeba0
 from collections.abc import Mapping
@@ -201,7 +201,7 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
     figure.tight_layout()
     return figure
 
-# %% ../nbs/04_evaluate.ipynb #6f02a418
+# %% ../nbs/04_evaluate.ipynb #cea1bbb5
 def plot_curves(rankings: Mapping[str, Ranking], threshold: float) -> Figure:
     """Precision-recall and ROC curves of each named ranking, the `threshold` marked."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
@@ -217,7 +217,9 @@ def plot_curves(rankings: Mapping[str, Ranking], threshold: float) -> Figure:
         for axis, x, y in ((left, recall, precision), (right, false_rate, recall)):
             if at >= 0:
                 axis.plot(x[at], y[at], "o", color=line.get_color())
-    left.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="precision-recall (dot: threshold)")
+    left.set(
+        xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title="precision-recall (dot: threshold)"
+    )
     right.set(xlabel="share of genuine transactions alerted on", ylabel="recall", title="ROC")
     left.legend()
     figure.tight_layout()
@@ -268,6 +270,25 @@ def plot_cost(rankings: Mapping[str, Ranking], review_cost: float, threshold: fl
         xscale="log", ylim=(0, 2), xlabel="threshold", ylabel="cost / cost of doing nothing", title="expected cost"
     )
     axis.legend()
+    return axis
+
+# %% ../nbs/04_evaluate.ipynb #f6446352
+def plot_gap(table: pd.DataFrame, valid_share: float, test_share: float) -> Axes:
+    """Metrics between 0 and 1 on validation and on test, with the test's intervals; shares of fraud in the legend.
+
+    `table` has the metrics as index and the columns `test`, `low`, `high`, `validation`.
+    """
+    names = ["accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "roc_auc"]
+    shown = table.loc[[*names, "average_precision", "precision", "recall", "f1", "mcc"]]
+    place = np.arange(len(shown))
+    _, axis = plt.subplots(figsize=(7.5, 4))
+    axis.hlines(place, shown["validation"], shown["test"], color="lightgrey", linewidth=5)
+    axis.plot(shown["validation"], place, "o", label=f"validation ({valid_share:.2%} fraud)")
+    axis.plot(shown["test"], place, "D", label=f"test ({test_share:.2%} fraud), 95 % interval")
+    axis.hlines(place, shown["low"], shown["high"], color="C1")
+    axis.set(yticks=place, yticklabels=shown.index, xlim=(-0.02, 1.02), title="The same model, the same threshold")
+    axis.invert_yaxis()
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
     return axis
 
 # %% ../nbs/04_evaluate.ipynb #cef51094

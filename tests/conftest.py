@@ -1,5 +1,6 @@
 """What several test files share: an environment without the developer's own settings, and a real S3 server."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -8,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,43 @@ def bucket(s3: S3Server) -> str:
     name = f"bucket-{uuid4().hex[:12]}"
     s3.client.create_bucket(Bucket=name)
     return name
+
+
+# -- a small run of the whole pipeline
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: a test of a minute; started first, so that the other worker does the rest")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first; the others keep their order."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def made_once(factory: pytest.TempPathFactory, worker_id: str, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name`, which `make(folder)` has filled; to be read only.
+
+    With pytest-xdist the first worker that needs it makes it, and the others wait.
+    """
+    base = factory.getbasetemp() if worker_id == "master" else factory.getbasetemp().parent
+    folder, done = base / name, base / f"{name}.done"
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A scratch project in which `fraudnb run` was done once, undisturbed; to be read only."""
+    from project import STEPS, command, make_project
+
+    def make(folder: Path) -> None:
+        done = command(make_project(folder), "run", *STEPS)
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, worker_id, "small-run", make)

@@ -1,0 +1,153 @@
+"""The pipeline under DVC: what is up to date is not run again, here or in another clone."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+STAGES = ["00_download", "01_explore", "02_preprocess", "03_train", "04_evaluate"]
+
+
+def command(*words: str, folder: Path, env: dict[str, str] | None = None) -> str:
+    """Run a command in `folder`; its output. It must succeed."""
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
+    return done.stdout + done.stderr
+
+
+def executed(output: str) -> list[str]:
+    """The notebooks that `dvc repro` ran, by its output."""
+    return re.findall(r"> fraudnb run (\w+)", output)
+
+
+def copy_project(folder: Path) -> Path:
+    """A git checkout of the project as it stands here, on a sample of 20,000 rows."""
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in filter(None, files.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    values = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    values["00_download"]["source"] = "sample:20000"
+    values["04_evaluate"]["resamples"] = 100
+    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    command("git", "init", "--quiet", folder=folder)
+    commit(folder)
+    return folder
+
+
+def commit(folder: Path) -> None:
+    command("git", "add", "--all", folder=folder)
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    command("git", *author, "commit", "--quiet", "--message", "as it is", folder=folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A checkout in which `dvc repro` has run once."""
+    folder = copy_project(tmp_path_factory.mktemp("finished"))
+    assert executed(command("dvc", "repro", folder=folder)) == STAGES
+    commit(folder)
+    return folder
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of the finished checkout that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "project"))
+
+
+def change_notebook(path: Path, change) -> None:
+    """Apply `change` to each cell of the notebook at `path`."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for number, cell in enumerate(content["cells"]):
+        change(number, cell)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.xdist_group("dvc")
+def test_a_second_repro_runs_nothing(project):
+    assert "up to date" in command("dvc", "repro", folder=project)
+
+
+@pytest.mark.xdist_group("dvc")
+def test_outputs_ids_and_remarks_rerun_no_notebook(project):
+    """A notebook opened and executed in JupyterLab differs from the committed one, but not in what it computes."""
+
+    def as_if_opened(number, cell):
+        cell["id"] = f"other-{number}"
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["hello\n"]}]
+            cell["execution_count"] = number
+        else:
+            cell["source"] = ["Another remark.\n", *cell["source"]]
+
+    before = {name: (project / f"runs/main/{name}.ipynb").stat().st_mtime_ns for name in STAGES}
+    for name in STAGES:
+        change_notebook(project / f"nbs/{name}.ipynb", as_if_opened)
+    assert executed(command("dvc", "repro", folder=project)) == []
+    assert before == {name: (project / f"runs/main/{name}.ipynb").stat().st_mtime_ns for name in STAGES}
+    assert "up to date" in command("dvc", "repro", folder=project)
+
+
+@pytest.mark.xdist_group("dvc")
+def test_a_parameter_of_04_reruns_04_alone(project):
+    values = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    values["04_evaluate"]["review_cost"] = 7.0
+    (project / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert executed(command("dvc", "repro", folder=project)) == ["04_evaluate"]
+
+
+@pytest.mark.xdist_group("dvc")
+def test_changed_code_of_a_notebook_reruns_it(project):
+    def more_code(number, cell):
+        if number == 2 and cell["cell_type"] != "code":
+            cell |= {"cell_type": "code", "source": ["looked_at = True"], "outputs": [], "execution_count": None}
+
+    change_notebook(project / "nbs/01_explore.ipynb", more_code)
+    assert executed(command("dvc", "repro", folder=project)) == ["01_explore"]
+
+
+@pytest.mark.xdist_group("dvc")
+def test_a_failing_step_leaves_the_earlier_outputs(project):
+    """DVC deletes outputs before a stage runs unless told not to; a wrong value must cost nothing."""
+    values = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    values["00_download"]["source"] = "no/such/file.csv"
+    (project / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    kept = ["data/main/transactions.parquet", "runs/main/00_download.ipynb", "models/main/model.onnx"]
+    before = [(project / name).read_bytes() for name in kept]
+    done = subprocess.run(["dvc", "repro"], cwd=project, capture_output=True, text=True)
+    assert done.returncode != 0 and "file.csv" in done.stderr
+    assert [(project / name).read_bytes() for name in kept] == before
+
+
+@pytest.mark.xdist_group("dvc")
+def test_pull_in_another_clone_runs_nothing(project, tmp_path, s3, bucket):
+    env = {**os.environ, **{name: value for name, value in s3.env.items() if name.startswith("AWS_")}}
+    command("dvc", "remote", "modify", "storage", "url", f"s3://{bucket}/dvc", folder=project)
+    commit(project)
+    command("dvc", "push", folder=project, env=env)
+    clone = tmp_path / "clone"
+    command("git", "clone", "--quiet", str(project), str(clone), folder=tmp_path)
+    command("dvc", "pull", folder=clone, env=env)
+    output = command("dvc", "repro", folder=clone, env=env)
+    assert executed(output) == []
+    numbers = [(folder / "runs/main/metrics.json").read_bytes() for folder in (project, clone)]
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.xdist_group("dvc")
+def test_standard_tools_read_the_run(project):
+    """`dvc metrics show` reads metrics.json; plain papermill runs a notebook with a parameter."""
+    shown = json.loads(command("dvc", "metrics", "show", "--json", folder=project))
+    assert "average_precision" in shown[""]["data"]["runs/main/metrics.json"]["data"]
+    words = ["nbs/03_train.ipynb", "out.ipynb", "-p", "model", "logistic_regression", "-p", "model_folder", "models/lr"]
+    output = command("papermill", *words, folder=project)
+    assert "unknown parameter" not in output
+    assert json.loads((project / "models/lr/card.json").read_text())["parameters"]["train"]["model"] == "logistic_regression"

@@ -1,0 +1,85 @@
+"""The notebooks are the source: exported, clean, readable, and runnable by the standard tools."""
+
+import ast
+import json
+import re
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+def code_cells(notebook: Path) -> list[str]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_library_is_exported_and_notebooks_are_clean(tmp_path):
+    """nbdev-export and nbdev-clean, run on a copy, change nothing."""
+    for name in ("nbs", "fraudnb"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("pyproject.toml", "settings.ini"):
+        shutil.copy(ROOT / name, tmp_path)
+    for command in ("nbdev-export", "nbdev-clean"):
+        subprocess.run([command], cwd=tmp_path, check=True, capture_output=True)
+    for name in ("nbs", "fraudnb"):
+        for made in sorted(path for path in (tmp_path / name).rglob("*") if path.suffix in (".py", ".ipynb")):
+            ours = ROOT / made.relative_to(tmp_path)
+            assert ours.exists() and ours.read_bytes() == made.read_bytes(), f"{ours}: run nbdev-export and nbdev-clean"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_and_hold_one_definition(notebook):
+    cells = code_cells(notebook)
+    lines = [sum(1 for line in cell.splitlines() if line.strip()) for cell in cells]
+    assert statistics.median(lines) <= 10 and max(lines) <= 40
+    for cell in (cell for cell in cells if re.search(r"^#\| export", cell, re.MULTILINE)):
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        definitions = [node for node in ast.parse(cell).body if isinstance(node, kinds)]
+        assert len(definitions) <= 1
+        assert all(ast.get_docstring(node) for node in definitions), f"no docstring: {definitions[0].name}"
+
+
+@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem[:2] <= "04"], ids=lambda path: path.stem)
+def test_pipeline_notebooks_have_one_parameters_cell_and_a_kernel(notebook):
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    tagged = [cell for cell in content["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    assert content["metadata"]["kernelspec"].keys() >= {"display_name", "language", "name"}
+
+
+def test_every_section_of_values_fits_its_notebook():
+    """params.yaml and the recipes name parameters that exist, with values of their types."""
+    from fraudnb.runs import check_parameters, find_notebook, read_values
+
+    for path in (ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))):
+        for stem, values in read_values(path, ROOT).items():
+            check_parameters(find_notebook(stem, ROOT), values)
+
+
+def test_dvc_has_one_stage_per_notebook():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    pipeline = [path.stem for path in NOTEBOOKS if path.stem[:2] <= "04"]
+    assert [name for name in stages if name != "source"] == pipeline == stages["source"]["foreach"]
+    for name in pipeline:
+        assert stages[name]["cmd"] == f"fraudnb run {name}"
+        assert f"build/sources/{name}.py" in stages[name]["deps"]
+        assert stages[name]["params"] == [name]
+
+
+def test_imports_point_the_right_way():
+    """From 0x to 1x and never back, but for the command, which imports late; the model needs no pandas."""
+    modules = {path.stem.partition("_")[2]: path.stem for path in NOTEBOOKS}
+    for module, notebook in modules.items():
+        tree = ast.parse((ROOT / "fraudnb" / f"{module}.py").read_text(encoding="utf-8"))
+        imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1}
+        if notebook > "09":
+            assert all(modules[name] > "09" for name in imported), f"{notebook} imports {imported}"
+    code = "import sys, fraudnb.model; sys.exit(any(name in sys.modules for name in ('pandas', 'sklearn', 'pyarrow')))"
+    assert subprocess.run(["python", "-c", code], cwd=ROOT).returncode == 0
