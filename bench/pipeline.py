@@ -10,8 +10,8 @@ Rows are synthetic (`fraudnb.sample`). Each notebook is run by its own `fraudnb 
 copies of nbs/, settings.ini and params.yaml. Two peaks are measured for each of them:
 
 tree     the sum of PSS over `fraudnb run`, the Jupyter kernel it starts and all their other children, polled every
-         50 ms. PSS (proportional set size) counts a page that n processes share as 1/n in each, so the sum counts it
-         once; a peak shorter than the interval can be missed.
+         50 ms (less often where looking itself takes over 10 ms). PSS (proportional set size) counts a page that n
+         processes share as 1/n in each, so the sum counts it once; a peak between two looks can be missed.
 kernel   the highest VmHWM of a process below `fraudnb run`: the kernel's largest resident set, as Linux itself keeps
          it, so that nothing is missed; it counts the pages of shared libraries in full.
 
@@ -140,7 +140,8 @@ def write_csv(path: Path, rows: int) -> None:
 
 def make_project(folder: Path) -> Path:
     """A project at `folder` with the notebooks, settings and parameters of this one, and nothing else."""
-    shutil.copytree(ROOT / "nbs", folder / "nbs", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    shutil.rmtree(folder / "nbs", ignore_errors=True)
+    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".*"))
     for name in ("settings.ini", "params.yaml"):
         shutil.copy(ROOT / name, folder / name)
     return folder

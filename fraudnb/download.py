@@ -6,7 +6,7 @@
 __all__ = ['read_checked', 'read_parquet', 'read_csv', 'find_text_among_numbers', 'in_order', 'sort_by_time',
            'write_transactions', 'sample_rows', 'open_source']
 
-# %% ../nbs/00_download.ipynb #3a003e9f
+# %% ../nbs/00_download.ipynb #be695bc1
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -30,6 +30,7 @@ from fraudnb.schema import (
     csv_header,
     explain_unreadable,
     is_parquet,
+    missing_marks,
     table_writer,
 )
 
@@ -74,12 +75,12 @@ def read_csv(
         find_text_among_numbers(path, columns, schema, missing, delimiter)
         raise
 
-# %% ../nbs/00_download.ipynb #0a6373d2
+# %% ../nbs/00_download.ipynb #8e78c348
 def find_text_among_numbers(path: Path, columns: Sequence[str], schema: Schema, missing: str, delimiter: str) -> None:
     """Raise `InputError` for the first batch of the CSV file at `path` with a value that does not fit."""
     row = 1
     for batch in csv_batches(path, [], delimiter):
-        table = batch.select(list(columns)).to_pandas().replace(["", "NA", "NaN", "nan", "null"], None)
+        table = batch.select(list(columns)).to_pandas().replace(missing_marks(), None)
         check_table(table, schema, missing=missing, first_row=row)
         row += len(table)
 

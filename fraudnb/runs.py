@@ -9,10 +9,11 @@ __all__ = ['project_root', 'project_path', 'pipeline_notebooks', 'find_notebook'
            'write_metrics', 'StepFailed', 'failure', 'execute', 'run_notebook', 'run_plan', 'normal_code',
            'imported_modules', 'notebook_source']
 
-# %% ../nbs/13_runs.ipynb #7606b116
+# %% ../nbs/13_runs.ipynb #3eb4c137
 import ast
 import io
 import json
+import logging
 import math
 import os
 import sys
@@ -176,7 +177,7 @@ def read_values(path: Path, root: Path) -> dict[str, dict[str, Any]]:
         find_notebook(str(stem), root)
     return {str(stem): section or {} for stem, section in sections.items()}
 
-# %% ../nbs/13_runs.ipynb #e3199524
+# %% ../nbs/13_runs.ipynb #a39d9169
 def plan_run(
     notebooks: Sequence[Path], sections: Mapping[str, Mapping[str, Any]], given: Sequence[tuple[str, str]], name: str
 ) -> list[tuple[Path, dict[str, Any]]]:
@@ -186,6 +187,9 @@ def plan_run(
     """
     declared = {notebook: read_parameters(notebook) for notebook in notebooks}
     everywhere = {name for parameters in declared.values() for name in parameters}
+    for notebook, parameters in declared.items():
+        if not parameters and (given or name != "main" or notebook in pipeline_notebooks(notebook.parent.parent)):
+            check_parameters(notebook, {})  # says that no cell is tagged
     for parameter, _ in given:
         if parameter not in everywhere:
             where = ", ".join(notebook.stem for notebook in notebooks)
@@ -243,20 +247,19 @@ def write_metrics(notebook: Path, path: Path) -> dict[str, int | float]:
 class StepFailed(Exception):
     """A notebook stopped with an error. The message names cell, source, error and the partial notebook."""
 
-# %% ../nbs/13_runs.ipynb #a5bb182e
+# %% ../nbs/13_runs.ipynb #5c01a79d
 def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     """The exception to raise for `error`, which papermill or nbclient raised while executing `notebook`."""
     where = f"The notebook as far as it came: {partial}"
+    message = " ".join(str(getattr(error, "evalue", error)).split())
     if getattr(error, "ename", "") == "InputError":
-        return InputError(f"{notebook.stem}: {error.evalue} ({where})")
+        return InputError(f"{notebook.stem}: {message} ({where})")
     if hasattr(error, "cell_index"):
         cell = f"cell {error.cell_index + 1} of {notebook.name}"
-        return StepFailed(
-            f"{cell} failed with {error.ename}: {error.evalue}. The cell: {error.source.strip()!r}. {where}"
-        )
-    return StepFailed(f"{notebook.name} stopped: {type(error).__name__}: {short(str(error), 400)}. {where}")
+        return StepFailed(f"{cell} failed with {error.ename}: {message}. The cell: {error.source.strip()!r}. {where}")
+    return StepFailed(f"{notebook.name} stopped: {type(error).__name__}: {message[:400]}. {where}")
 
-# %% ../nbs/13_runs.ipynb #d49a956e
+# %% ../nbs/13_runs.ipynb #88edde79
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], cell_timeout: int = 4 * 3600) -> None:
     """Execute `notebook` with `parameters` by papermill in a new kernel, in the project's root, saving to `output`.
 
@@ -265,6 +268,8 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], cell_ti
     import papermill
     from traitlets.config import Config
 
+    # what goes wrong is raised; papermill's log would only say it again, before our paragraph
+    logging.getLogger("papermill").addHandler(logging.NullHandler())
     with TemporaryDirectory(prefix="kernel-") as sockets:
         unix = {"transport": "ipc", "ip": f"{sockets}/socket"} if os.name == "posix" else {}
         papermill.execute_notebook(
@@ -274,11 +279,12 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], cell_ti
             progress_bar=sys.stderr.isatty(),
             execution_timeout=cell_timeout,
             config=Config(KernelManager=unix),
+            extra_arguments=["--log-level=50"],  # the kernel's own log is no concern of this command's reader
             # papermill's own `cwd` would move this process too
             resources={"metadata": {"path": str(project_root(notebook.parent))}},
         )
 
-# %% ../nbs/13_runs.ipynb #494931c9
+# %% ../nbs/13_runs.ipynb #56ee6d93
 def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Path:
     """Execute `notebook`, keep the executed copy at `output` and return it; raises `InputError`, `StepFailed`."""
     from nbclient.exceptions import CellTimeoutError
@@ -292,6 +298,11 @@ def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any]) ->
         if partial.exists():
             os.replace(partial, failed)
         raise failure(notebook, failed, error) from error
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StepFailed(
+            f"{notebook.name} could not be saved as {output}: {error}. Make room and run again."
+        ) from error
     os.replace(partial, output)
     failed.unlink(missing_ok=True)
     return output

@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'Schema', 'model_inputs', 'table_columns', 'near_match', 'check_columns', 'short', 'join_names',
            'pandera_schema', 'find_problems', 'describe_problems', 'check_table', 'atomic_path', 'remove_orphans',
            'process_alive', 'table_writer', 'write_table', 'read_about', 'read_schema', 'read_table', 'open_csv_bytes',
-           'csv_header', 'explain_unreadable', 'csv_batches', 'is_parquet']
+           'csv_header', 'explain_unreadable', 'missing_marks', 'csv_batches', 'has_rows', 'is_parquet']
 
 # %% ../nbs/10_schema.ipynb #85749c3d
 import csv
@@ -352,7 +352,14 @@ def explain_unreadable(path: Path) -> Iterator[None]:
             f"{path} cannot be read: {short(str(error), 200)}. Is it complete, and of the kind its name says?"
         ) from error
 
-# %% ../nbs/10_schema.ipynb #62373c8b
+# %% ../nbs/10_schema.ipynb #ea972ab6
+def missing_marks() -> list[str]:
+    """What stands for a missing number in a CSV, as Arrow reads it: an empty field, "NA", "NaN", "null" ..."""
+    from pyarrow import csv as arrow_csv
+
+    return list(arrow_csv.ConvertOptions().null_values)
+
+# %% ../nbs/10_schema.ipynb #551293f7
 def csv_batches(
     path: Path, numeric: Iterable[str], delimiter: str = ",", block: int = 1 << 24
 ) -> Iterator["pa.RecordBatch"]:
@@ -365,6 +372,8 @@ def csv_batches(
     from pyarrow import csv as arrow_csv
 
     names = csv_header(path, delimiter)
+    if not has_rows(path):
+        return
     types = {name: pa.string() for name in names} | {name: pa.float64() for name in numeric}
     with open_csv_bytes(path) as stream:
         reader = arrow_csv.open_csv(
@@ -374,6 +383,13 @@ def csv_batches(
             convert_options=arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False),
         )
         yield from reader
+
+# %% ../nbs/10_schema.ipynb #2f0cd951
+def has_rows(path: Path) -> bool:
+    """Whether the CSV file at `path` has anything but white space after its first line."""
+    with open_csv_bytes(path) as stream:
+        stream.readline()
+        return any(line.strip() for line in stream)
 
 # %% ../nbs/10_schema.ipynb #754d69d0
 def is_parquet(path: Path) -> bool:

@@ -265,7 +265,7 @@ def inference_pipeline(pipeline: Pipeline) -> Pipeline:
         getattr(one, "__dict__", {}).pop("_metadata_request", None)
     return Pipeline(kept)
 
-# %% ../nbs/03_train.ipynb #cc93e736
+# %% ../nbs/03_train.ipynb #504602f8
 def to_onnx(pipeline: Pipeline, columns: int) -> bytes:
     """The fitted `pipeline` as ONNX, serialised: from float32 `X` (rows, `columns`) to label and probabilities."""
     import skl2onnx
@@ -290,6 +290,10 @@ def to_onnx(pipeline: Pipeline, columns: int) -> bytes:
             options={"zipmap": False},
             target_opset={"": 18, "ai.onnx.ml": 3},
         )
+    # the converter lists them in the order of a set, which changes from process to process
+    opsets = sorted(model.opset_import, key=lambda opset: opset.domain)
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
     return model.SerializeToString()
 
 # %% ../nbs/03_train.ipynb #432eea5a

@@ -139,7 +139,7 @@ def bucket(s3: S3Server) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: a test of a minute; started first, so that the other worker does the rest")
+    config.addinivalue_line("markers", "long: takes a minute; started first, so that the other worker does the rest")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,7 +31,7 @@ PARAMETERS = """\
 
 
 def make_project(folder: Path, parameters: str = PARAMETERS, also: tuple[str, ...] = ()) -> Path:
-    """`folder` as a project of its own: settings.ini, nbs/ and `also` from the repository, params.yaml with `parameters`."""
+    """`folder` as a project of its own: the repository's settings.ini, nbs/ and `also`, and `parameters`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("settings.ini", "nbs", *also):
         source = PACKAGE_ROOT / name
@@ -53,7 +53,7 @@ def command(project: Path, *words: object, env: dict[str, str] | None = None) ->
     """`fraudnb` with `words`, run in the folder `project`."""
     return subprocess.run(
         [str(BIN / "fraudnb"), *map(str, words)],
-        cwd=project, env=env or environment(), capture_output=True, text=True, encoding="utf-8", timeout=120,
+        cwd=project, env=env or environment(), capture_output=True, text=True, encoding="utf-8", timeout=300,
     )  # fmt: skip
 
 
@@ -66,9 +66,10 @@ def snapshot(folder: Path) -> dict[str, str]:
 def paragraph(stderr: str) -> str:
     """The message on standard error, once it is seen to be one clear paragraph of ours.
 
-    The kernel's own log lines may stand before it; that they do is a test of its own in test_resume.py.
+    Log lines of the kernel and of nbclient may stand before it; that they do is a test of its own in test_resume.py.
     """
-    lines = [line for line in stderr.splitlines(keepends=True) if not line.startswith("[IPKernelApp]")]
+    foreign = ("[IPKernelApp]", "Kernel died while waiting")
+    lines = [line for line in stderr.splitlines(keepends=True) if not line.startswith(foreign)]
     message = "".join(lines)
     assert message.startswith("fraudnb: ") and message.endswith("\n"), stderr
     assert "Traceback" not in message and "\n" not in message.strip(), stderr
@@ -87,7 +88,8 @@ def transactions(rows: int = 300, frauds: int = 12, seed: int = 0) -> pd.DataFra
 
 def write_notebook(path: Path, *cells: str, parameters: str = "") -> Path:
     """A notebook of the code `cells` at `path`, after a tagged cell with `parameters` if there are any."""
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"display_name": "p", "language": "python", "name": "python3"}})
+    kernel = {"display_name": "p", "language": "python", "name": "python3"}
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     if parameters:
         book.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     book.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]

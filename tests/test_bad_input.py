@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import made_once
 from project import (
     BIN,
     command,
@@ -42,35 +41,28 @@ def csv_text(table: pd.DataFrame) -> str:
 # -- a good run makes what a bad one must not touch
 
 
-def good_run(project: Path) -> None:
-    """00 and 02, in the folder `project`, on a CSV with a byte-order mark and its last row there four times."""
+@pytest.fixture
+def project(small_run, tmp_path) -> Path:
+    """A copy of the small run of this test's own, without its params.yaml."""
+    folder = shutil.copytree(small_run, tmp_path / "project")
+    (folder / "params.yaml").unlink()
+    return folder
+
+
+def test_byte_order_mark_and_duplicates_are_good_input(project):
+    """00 takes them as they are; 02, as a command, drops the three repeated rows and says so."""
     table = transactions()
     text = csv_text(pd.concat([table, *[table.tail(1)] * 3]))
-    (make_project(project, parameters="") / "good.csv").write_text(text, encoding="utf-8-sig")
-    done = command(project, "run", "00_download", "02_preprocess", "-p", "source", "good.csv", "--name", "main")
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="session")
-def good(tmp_path_factory, worker_id) -> Path:
-    return made_once(tmp_path_factory, worker_id, "good-run", good_run)
-
-
-@pytest.fixture
-def project(good, tmp_path) -> Path:
-    """A copy of the good project of this test's own."""
-    return shutil.copytree(good, tmp_path / "project")
-
-
-def test_byte_order_mark_and_duplicates_are_good_input(good):
-    """00 takes them as they are, 02 drops the three repeated rows and says so."""
-    whole = pd.read_parquet(good / "data/main/transactions.parquet")
-    table = transactions()
-    assert list(whole) == list(table) and len(whole) == 303
+    (project / "good.csv").write_text(text, encoding="utf-8-sig")
+    assert download(project, "good.csv") == (0, "")
+    whole = pd.read_parquet(project / "data/main/transactions.parquet")
     pd.testing.assert_frame_equal(whole.head(300), table.astype({"Class": "int8"}))
-    parts = [pd.read_parquet(good / f"data/main/{name}.parquet") for name in ("train", "valid", "test")]
+    assert len(whole) == 303
+    done = command(project, "run", "02_preprocess")
+    assert done.returncode == 0, done.stderr
+    parts = [pd.read_parquet(project / f"data/main/{name}.parquet") for name in ("train", "valid", "test")]
     assert sorted(row for part in parts for row in part["row"]) == list(range(300))
-    assert "303 rows, of them 3 exact duplicates" in printed(good / "runs/main/02_preprocess.ipynb")
+    assert "303 rows, of them 3 exact duplicates" in printed(project / "runs/main/02_preprocess.ipynb")
 
 
 def refused_run(project: Path, *words: object, code: int = 2, new: tuple[str, ...] = (FAILED,), **settings: str) -> str:
@@ -109,15 +101,8 @@ def test_text_not_a_number_and_infinite(project):
     assert "Mend these rows and run again" in message
 
 
-def test_gzip_cut_off(project):
-    (project / "bad.csv.gz").write_bytes(gzip.compress(csv_text(transactions()).encode())[:-2000])
-    assert "bad.csv.gz is cut off or damaged" in refused_run(project, "00_download", "-p", "source", "bad.csv.gz")
-
-
 def test_one_fraud(project):
     """00 takes a table with one fraud; 02 cannot split it, says what would help, and leaves the earlier parts."""
-    for name in ("train", "valid", "test"):
-        (project / f"data/main/{name}.parquet").write_bytes(f"earlier {name}".encode())
     (project / "one.csv").write_text(csv_text(transactions(frauds=1)))
     assert download(project, "one.csv") == (0, "")
     message = refused_run(project, "02_preprocess", new=("runs/main/02_preprocess.failed.ipynb",))
@@ -131,7 +116,7 @@ def s3_settings(s3, endpoint: str = "") -> dict[str, str]:
 
 def test_s3_object_that_is_not_there(project, s3, bucket):
     message = refused_run(project, "00_download", "-p", "source", f"s3://{bucket}/none.csv", **s3_settings(s3))
-    assert "404" in message and f"s3://{bucket}/none.csv" in message
+    assert "does not exist in the bucket" in message and f"s3://{bucket}/none.csv" in message
 
 
 def test_s3_access_denied(project, s3, bucket):
@@ -155,27 +140,28 @@ def test_s3_connection_cut_for_good(project, s3, bucket):
 private = ["unshare", "-m" if os.geteuid() == 0 else "-rm", "sh", "-c"]
 
 
-def run_on_small_disk(project: Path, folder: str, size: str, *words: str) -> tuple[subprocess.CompletedProcess, Path]:
-    """`fraudnb run` with `folder` of the project on a file system of `size`, which begins with the folder's files.
+def run_on_small_disk(project: Path, folder: str, *words: str) -> tuple[subprocess.CompletedProcess, Path]:
+    """`fraudnb run` with `folder` of the project on a file system of its own, with the folder's files and 8 kB.
 
     Returns also a copy of what is there in the end: the file system goes with the process.
     """
     if subprocess.run([*private, 'mount -t tmpfs none "$1"', "sh", str(project)], capture_output=True).returncode:
         pytest.skip("needs unshare (util-linux) and the right to mount a small disk")
     left = project.parent / "left"
+    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in (project / folder).iterdir()) + 8192
     script = 'cp -r "$1" "$2" && mount -t tmpfs -o "size=$3" none "$1" && cp -r "$2/." "$1" && rm -r "$2"'
     script += ' && folder="$1" left="$2" && shift 3 && { "$@"; code=$?; cp -r "$folder" "$left"; exit $code; }'
     run = [str(BIN / "fraudnb"), "run", *words, "--name", "main"]
     done = subprocess.run(
-        [*private, script, "sh", str(project / folder), str(left), size, *run],
-        cwd=project, env=environment(), capture_output=True, text=True, timeout=120,
+        [*private, script, "sh", str(project / folder), str(left), str(size), *run],
+        cwd=project, env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done, left
 
 
 def test_disk_full_while_the_table_is_written(project):
     before = snapshot(project / "data/main")
-    done, left = run_on_small_disk(project, "data/main", "1m", "00_download", "-p", "source", "sample:20000")
+    done, left = run_on_small_disk(project, "data/main", "00_download", "-p", "source", "sample:1000")
     assert done.returncode == 1, done.stderr
     message = paragraph(done.stderr)
     assert "No space left on device" in message and "write_transactions" in message
@@ -183,11 +169,10 @@ def test_disk_full_while_the_table_is_written(project):
     assert snapshot(left) == before
 
 
-@pytest.mark.xfail(strict=True, reason="run_notebook lets OSError of saving pass: half a NN.partial.ipynb stays, no path named")
 def test_disk_full_while_the_notebook_is_written(project):
     shutil.rmtree(project / "runs/main")
     (project / "runs/main").mkdir()
-    done, left = run_on_small_disk(project, "runs/main", "8k", "00_download", "-p", "source", "sample:1000")
+    done, left = run_on_small_disk(project, "runs/main", "00_download", "-p", "source", "sample:1000")
     assert done.returncode == 1, done.stderr
     message = paragraph(done.stderr)
     assert "No space left on device" in message and "runs/main" in message
@@ -198,7 +183,7 @@ def test_disk_full_while_the_notebook_is_written(project):
 
 
 def download_code(notebook: Path, **parameters: object) -> str:
-    """What `notebook` (00) executes: its exported cells, its parameters, those given here, the cell that does the work."""
+    """What `notebook` (00) executes: exported cells, parameters, those given here, the cell that does the work."""
     cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     sources = ["".join(cell["source"]) for cell in cells]
     exported = [source for source in sources if source.startswith("#| export")]
@@ -258,7 +243,7 @@ BAD_TABLES = {
     "extra column": (changed(lambda table: table.assign(note=1)), ["'note' has no role", "extra = drop"]),
     "column twice": (changed(lambda t: t.assign(x=t["V1"])).replace("Class,x", "Class,V1"), ["'V1' more than once"]),
     "text": (changed(set_cell("V2", 7, "n/k")), ["column V2, row 7", "'n/k' is not a number"]),
-    "comma decimals": (changed(set_cell("V2", 7, '1,5')), ["column V2, row 7", "'1,5' is not a number"]),
+    "comma decimals": (changed(set_cell("V2", 7, "1,5")), ["column V2, row 7", "'1,5' is not a number"]),
     "NaN": (changed(set_cell("V2", 300, "NaN")), ["column V2, row 300: is missing", "missing = keep"]),
     "empty field": (changed(set_cell("V2", 1, None)), ["column V2, row 1: is missing"]),
     "inf": (changed(set_cell("V2", 8, "inf")), ["column V2, row 8: inf is infinite"]),
@@ -274,7 +259,7 @@ BAD_TABLES = {
     "unsorted": (changed(set_cell("Time", 50, 0)), ["row 50 is earlier than the row before it", "unsorted = sort"]),
     "short row": (changed(lambda table: table) + "1,2,3\n", ["Expected 31 columns, got 3"]),
     "binary": ("\0\1\2\3", ["Missing column"]),
-    "html": ("<!DOCTYPE html>\n<html><body>Log in</body></html>\n", ["Missing column", "The table has '<!DOCTYPE html>'"]),
+    "html": ("<!DOCTYPE html>\n<html><body>Log in</body></html>\n", ["Missing column", "has '<!DOCTYPE html>'"]),
 }
 
 
@@ -446,14 +431,12 @@ def test_untagged_notebook(plain, capsys):
     assert "02_preprocess.ipynb has no cell tagged 'parameters'" in message and "Tag the cell" in message
 
 
-@pytest.mark.xfail(strict=True, reason="plan_run says 'No parameter' before it says that no cell is tagged")
 def test_untagged_notebook_and_a_parameter(plain, capsys):
     untag(plain / "nbs/02_preprocess.ipynb")
     (plain / "params.yaml").unlink()
     assert "no cell tagged 'parameters'" in refused_usage(plain, capsys, "run", "02_preprocess", "-p", "seed", "1")
 
 
-@pytest.mark.xfail(strict=True, reason="without a section and -p, an untagged notebook runs with data/main under any --name")
 def test_untagged_notebook_and_another_name(plain, capsys):
     untag(plain / "nbs/02_preprocess.ipynb")
     (plain / "params.yaml").unlink()
@@ -475,7 +458,7 @@ def test_papermill_alone_refuses_a_wrong_choice(tmp_path):
     project = make_project(tmp_path / "project")
     program = [str(BIN / "papermill"), "nbs/02_preprocess.ipynb", "out.ipynb", "-p", "split", "tempral"]
     run = [*program, "--no-progress-bar"]
-    done = subprocess.run(run, cwd=project, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(run, cwd=project, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "one of temporal, stratified, article, not 'tempral'. Did you mean 'temporal'?" in done.stderr
     assert not (project / "data").exists()

@@ -28,7 +28,9 @@ def executed(output: str) -> list[str]:
 
 def copy_project(folder: Path) -> Path:
     """A git checkout of the project as it stands here, on a sample of 20,000 rows."""
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    )
     for name in filter(None, files.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -150,4 +152,7 @@ def test_standard_tools_read_the_run(project):
     words = ["nbs/03_train.ipynb", "out.ipynb", "-p", "model", "logistic_regression", "-p", "model_folder", "models/lr"]
     output = command("papermill", *words, folder=project)
     assert "unknown parameter" not in output
-    assert json.loads((project / "models/lr/card.json").read_text())["parameters"]["train"]["model"] == "logistic_regression"
+    assert (
+        json.loads((project / "models/lr/card.json").read_text())["parameters"]["train"]["model"]
+        == "logistic_regression"
+    )

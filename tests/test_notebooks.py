@@ -23,7 +23,9 @@ def code_cells(notebook: Path) -> list[str]:
 def test_library_is_exported_and_notebooks_are_clean(tmp_path):
     """nbdev-export and nbdev-clean, run on a copy, change nothing."""
     for name in ("nbs", "fraudnb"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        )
     for name in ("pyproject.toml", "settings.ini"):
         shutil.copy(ROOT / name, tmp_path)
     for command in ("nbdev-export", "nbdev-clean"):

@@ -1,5 +1,5 @@
-"""A run that is killed, whose kernel dies or whose cell fails: what it leaves, and that running again ends as if nothing
-had been."""
+"""A run that is killed, whose kernel dies or whose cell fails: what it leaves, and that running again ends
+as if nothing had been."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from project import (
@@ -60,7 +59,7 @@ def killed_during(project: Path, step: str) -> None:
     process = repro(project)
     partial, log = project / f"runs/main/{step}.partial.ipynb", project / "repro.log"
     try:
-        wait_until(lambda: process.poll() is not None or partial.exists(), f"{step} to begin", 120)
+        wait_until(lambda: process.poll() is not None or partial.exists(), f"{step} to begin", 300)
         assert process.poll() is None, log.read_text()
         wait_until(lambda: process.poll() is not None or kernels(project), f"a kernel for {step}")
         assert process.poll() is None and partial.exists(), log.read_text()
@@ -103,12 +102,13 @@ def test_killed_in_every_step_ends_in_the_same_metrics(tmp_path, request):
         killed_during(project, step)
         check_what_is_left(project, step)
     last = repro(project)
-    assert last.wait(120) == 0, (project / "repro.log").read_text()
+    assert last.wait(300) == 0, (project / "repro.log").read_text()
     assert not list(project.glob("runs/main/*.partial.ipynb")) and not list(project.glob("*/main/.*.tmp"))
     undisturbed = request.getfixturevalue("small_run")
-    same = ["runs/main/metrics.json", "runs/main/scores.parquet", "models/main/model.onnx", *OUTPUTS["02_preprocess"]]
-    for name in same:
+    for name in ["runs/main/metrics.json", *OUTPUTS["02_preprocess"]]:
         assert (project / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    first, second = (pq.read_table(one / "runs/main/scores.parquet") for one in (project, undisturbed))
+    assert first.equals(second)
 
 
 # a process that dies just before its second rename, in the middle of putting three files in their places
@@ -182,14 +182,20 @@ def test_failing_cell(tmp_path):
     assert "so far" in (project / "runs/main/90_light.failed.ipynb").read_text()
 
 
-@pytest.mark.parametrize("death", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
-def test_kernel_that_dies(tmp_path, death):
+def test_kernel_that_exits(tmp_path):
     """An error, not a hang."""
-    project = notebook_project(tmp_path / "project", "import os", death)
+    project = notebook_project(tmp_path / "project", "import os", "os._exit(3)")
     assert "90_light.ipynb stopped: DeadKernelError" in failed_run(project)
 
 
-@pytest.mark.xfail(strict=True, reason="the kernel's standard error is the command's: its log lines stand beside the paragraph")
+def test_kernel_that_is_killed(tmp_path):
+    """The same, and nothing but the paragraph is on standard error."""
+    project = notebook_project(tmp_path / "project", "import os", "os.kill(os.getpid(), 9)")
+    done = command(project, "run", "90_light")
+    assert done.returncode == 1 and "DeadKernelError" in done.stderr
+    assert done.stderr.startswith("fraudnb: ") and done.stderr.count("\n") == 1
+
+
 def test_the_kernel_does_not_talk_on_standard_error(tmp_path):
     """So it is with "[IPKernelApp] ERROR | KeyboardInterrupt caught in kernel.", at the end of one run in four."""
     project = notebook_project(tmp_path / "project", "get_ipython().kernel.log.error('noise')")
@@ -206,15 +212,14 @@ class CellError(Exception):
         self.evalue, self.ename = evalue, ename
 
 
-@pytest.mark.xfail(strict=True, reason="failure() passes line breaks of the message on: not one paragraph")
 @pytest.mark.parametrize("name", ["ValueError", "InputError"])
 def test_message_of_several_lines_is_one_paragraph(name):
-    told = failure(Path("nbs/03_train.ipynb"), Path("runs/main/03_train.failed.ipynb"), CellError("one\n\n  two\n", name))
+    told = failure(Path("nbs/03_train.ipynb"), Path("03_train.failed.ipynb"), CellError("one\n\n  two\n", name))
     assert "\n" not in str(told) and "one" in str(told) and "two" in str(told)
 
 
 def test_interrupted_run_leaves_no_kernel(tmp_path):
-    """Ctrl-C: exit code 130 or a paragraph, soon, the earlier copy intact, no kernel left."""
+    """Ctrl-C: exit code 130, soon; the earlier copy intact, no kernel left."""
     project = notebook_project(tmp_path / "project", "import time", "open('started', 'w').close()\ntime.sleep(60)")
     earlier = (project / "runs/main/90_light.ipynb").read_bytes()
     run = [str(BIN / "fraudnb"), "run", "90_light"]
@@ -224,11 +229,10 @@ def test_interrupted_run_leaves_no_kernel(tmp_path):
     try:
         wait_until(lambda: process.poll() is not None or (project / "started").exists(), "the cell to run")
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode in (1, 130) and "Traceback" not in stderr, stderr
+    assert process.returncode == 130, stderr
     assert (project / "runs/main/90_light.ipynb").read_bytes() == earlier
     wait_until(lambda: not kernels(project), "the kernel to end", 10)
-    assert not [child for child in psutil.Process().children(recursive=True) if child.pid == process.pid]
