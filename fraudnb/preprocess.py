@@ -8,7 +8,7 @@ __all__ = ['read_batches', 'repeated_rows', 'rows_with_missing', 'temporal_bound
            'scale_amount_and_time', 'make_sampler', 'class_weights', 'make_outlier_filter', 'drop_outliers',
            'make_reducer', 'project_to_plane', 'check_sizes']
 
-# %% ../nbs/02_preprocess.ipynb #507450a9
+# %% ../nbs/02_preprocess.ipynb #ab3e9bd7
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,14 +26,12 @@ from sklearn.preprocessing import RobustScaler
 
 from .model import file_sha256
 from .runs import check_running, project_path
-from .schema import InputError, Schema, read_about, read_schema, table_writer
+from .schema import InputError, Schema, parquet_batches, read_about, read_schema, table_writer
 
-# %% ../nbs/02_preprocess.ipynb #0931fb13
+# %% ../nbs/02_preprocess.ipynb #aa555206
 def read_batches(path: Path, columns: Sequence[str] | None = None, rows: int = 262_144) -> Iterator[pd.DataFrame]:
     """The Parquet table at `path` as consecutive frames of at most `rows` rows (all or the given columns)."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(rows, columns=None if columns is None else list(columns)):
-            yield batch.to_pandas()
+    yield from (batch.to_pandas() for batch in parquet_batches(path, columns, rows))
 
 # %% ../nbs/02_preprocess.ipynb #d756fb1a
 def repeated_rows(path: Path) -> np.ndarray:
@@ -140,20 +138,20 @@ def check_parts(summary: pd.DataFrame) -> None:
                 "it needs both kinds. Use a longer table, other sizes (valid_size, test_size), or split = stratified."
             )
 
-# %% ../nbs/02_preprocess.ipynb #f052046e
+# %% ../nbs/02_preprocess.ipynb #7fd514a6
 def write_parts(path: Path, folder: Path, parts: np.ndarray, schema: Schema, **facts: Any) -> None:
     """Write the rows of the table at `path` to train, valid and test Parquet files in `folder` by `parts`.
 
     Adds a first column `row` (int64, number of the row in `path` from 0). `facts` go into the files' metadata.
     """
     columns = pq.read_schema(path).remove_metadata().insert(0, pa.field("row", pa.int64()))
-    with ExitStack() as stack, pq.ParquetFile(path) as file:
+    with ExitStack() as stack:
         writers = [
             stack.enter_context(table_writer(folder / f"{name}.parquet", columns, schema, part=name, **facts))
             for name in ("train", "valid", "test")
         ]
         start = 0
-        for batch in file.iter_batches(262_144):
+        for batch in parquet_batches(path):
             part = parts[start : start + len(batch)]
             table = pa.Table.from_batches([batch]).add_column(0, "row", [np.arange(start, start + len(batch))])
             start += len(batch)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['project_root', 'project_path', 'pipeline_notebooks', 'find_notebook', 'Parameter', 'parse_parameters',
            'read_parameters', 'read_cells', 'value_fits', 'parse_value', 'check_value', 'check_parameters',
-           'check_running', 'read_values', 'plan_run', 'run_folders', 'as_number', 'record_numbers', 'read_numbers',
-           'write_metrics', 'StepFailed', 'failure', 'execute', 'run_notebook', 'run_plan', 'normal_code',
-           'imported_modules', 'notebook_source']
+           'check_running', 'read_values', 'plan_run', 'run_folders', 'as_number', 'without_rfc3987', 'record_numbers',
+           'read_numbers', 'write_metrics', 'StepFailed', 'failure', 'execute', 'run_notebook', 'run_plan',
+           'normal_code', 'imported_modules', 'notebook_source']
 
 # %% ../nbs/13_runs.ipynb #3eb4c137
 import ast
@@ -219,17 +219,24 @@ def as_number(value: Any, digits: int = 6) -> int | float:
         raise ValueError(f"{number} is not a number that can be recorded")
     return float(f"{number:.{digits}g}")
 
-# %% ../nbs/13_runs.ipynb #2b41adbc
+# %% ../nbs/13_runs.ipynb #9fce8d9b
+def without_rfc3987() -> None:
+    """Have jsonschema, when it is imported after this, do without the format checks for international addresses."""
+    sys.modules.setdefault("rfc3987_syntax", None)
+
+# %% ../nbs/13_runs.ipynb #b8276aa7
 def record_numbers(numbers: Mapping[str, Any]) -> None:
     """Glue each of `numbers` into the running notebook under its name, as int or float."""
+    without_rfc3987()
     import scrapbook
 
     for name, value in numbers.items():
         scrapbook.glue(name, as_number(value))
 
-# %% ../nbs/13_runs.ipynb #63f31abf
+# %% ../nbs/13_runs.ipynb #896bb08c
 def read_numbers(notebook: Path) -> dict[str, int | float]:
     """The numbers recorded in the executed notebook at `notebook`, by name in alphabetical order."""
+    without_rfc3987()
     import scrapbook
 
     scraps = scrapbook.read_notebook(str(notebook)).scraps.data_dict
@@ -259,15 +266,18 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
         return StepFailed(f"{cell} failed with {error.ename}: {message}. The cell: {error.source.strip()!r}. {where}")
     return StepFailed(f"{notebook.name} stopped: {type(error).__name__}: {message[:400]}. {where}")
 
-# %% ../nbs/13_runs.ipynb #88edde79
+# %% ../nbs/13_runs.ipynb #f995260e
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], cell_timeout: int = 4 * 3600) -> None:
     """Execute `notebook` with `parameters` by papermill in a new kernel, in the project's root, saving to `output`.
 
     Raises what papermill and nbclient raise.
     """
+    without_rfc3987()
     import papermill
     from traitlets.config import Config
 
+    # threads that wait for work and spin are worse than useless when cores are shared with other runs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # what goes wrong is raised; papermill's log would only say it again, before our paragraph
     logging.getLogger("papermill").addHandler(logging.NullHandler())
     with TemporaryDirectory(prefix="kernel-") as sockets:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['InputError', 'Schema', 'model_inputs', 'table_columns', 'near_match', 'check_columns', 'short', 'join_names',
            'pandera_schema', 'find_problems', 'describe_problems', 'check_table', 'atomic_path', 'remove_orphans',
-           'process_alive', 'table_writer', 'write_table', 'read_about', 'read_schema', 'read_table', 'open_csv_bytes',
-           'csv_header', 'explain_unreadable', 'missing_marks', 'csv_batches', 'has_rows', 'is_parquet']
+           'process_alive', 'table_writer', 'write_table', 'read_about', 'read_schema', 'read_table', 'parquet_batches',
+           'open_csv_bytes', 'csv_header', 'explain_unreadable', 'missing_marks', 'csv_batches', 'has_rows',
+           'is_parquet']
 
 # %% ../nbs/10_schema.ipynb #85749c3d
 import csv
@@ -87,7 +88,7 @@ def near_match(name: str, known: Iterable[str]) -> str:
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
 
-# %% ../nbs/10_schema.ipynb #6a6f41af
+# %% ../nbs/10_schema.ipynb #a2954363
 def check_columns(columns: Sequence[str], schema: Schema, labelled: bool = True, extra: str = "refuse") -> list[str]:
     """The columns to read from a table that has `columns`; raises `InputError` when they do not fit.
 
@@ -101,10 +102,9 @@ def check_columns(columns: Sequence[str], schema: Schema, labelled: bool = True,
     missing = [name for name in wanted if name not in columns]
     spare = [name for name in columns if name not in wanted]
     if missing:
-        listed = ", ".join(f"{name!r}.{near_match(name, spare)}" for name in missing[:3]).rstrip(".")
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        hint = near_match(missing[0], spare)
         raise InputError(
-            f"Missing column {listed}{more}. The table has {join_names(columns)}. Add what is missing, "
+            f"Missing column {join_names(missing, 3)}.{hint} The table has {join_names(columns)}. Add what is missing, "
             "or name the columns by the parameters time, amount, label and features."
         )
     if spare and extra == "refuse":
@@ -298,6 +298,18 @@ def read_table(path: str | os.PathLike, columns: Sequence[str] | None = None) ->
     """The table that fraudnb wrote at `path` (all or the given columns) and its schema; raises `InputError`."""
     schema = read_schema(path)
     return pd.read_parquet(path, columns=None if columns is None else list(columns)), schema
+
+# %% ../nbs/10_schema.ipynb #e87a2edb
+def parquet_batches(
+    path: str | os.PathLike, columns: Sequence[str] | None = None, rows: int = 262_144
+) -> Iterator["pa.RecordBatch"]:
+    """The Parquet file at `path` as Arrow batches of at most `rows` rows, all or the given columns."""
+    import pyarrow.parquet as pq
+
+    names = None if columns is None else list(columns)
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(rows, row_groups=[group], columns=names)
 
 # %% ../nbs/10_schema.ipynb #42eb237d
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['check_names', 'checked_probability', 'decide', 'score_table', 'decision_threshold', 'read_blocks', 'score_blocks',
            'write_blocks', 'score_file']
 
-# %% ../nbs/05_score.ipynb #9e34f973
+# %% ../nbs/05_score.ipynb #79692321
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +29,7 @@ from fraudnb.schema import (
     join_names,
     missing_marks,
     near_match,
+    parquet_batches,
 )
 
 # %% ../nbs/05_score.ipynb #0e0ccfbc
@@ -87,13 +88,12 @@ def decision_threshold(model: Model, given: float | None = None) -> float:
         )
     return float(model.card["threshold"])
 
-# %% ../nbs/05_score.ipynb #95066747
+# %% ../nbs/05_score.ipynb #ba4374ef
 def read_blocks(path: Path) -> Iterator[pa.Table]:
     """The file at `path` as Arrow tables, all columns: Parquet in its types, CSV (also in zip or gzip) as text."""
     with explain_unreadable(path):
         if is_parquet(path):
-            with pq.ParquetFile(path) as file:
-                yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(65_536))
+            yield from (pa.Table.from_batches([batch]) for batch in parquet_batches(path, rows=65_536))
         else:
             yield from (pa.Table.from_batches([batch]) for batch in csv_batches(path, []))
 

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['make_estimator', 'default_space', 'pipeline_space', 'make_pipeline', 'check_rows', 'make_folds', 'uses_weights',
            'request_weights', 'make_scorer', 'fit_pipeline', 'tabulate_search', 'learning_curve',
-           'weighted_average_precision', 'inference_pipeline', 'to_onnx', 'check_export', 'trusted_types',
-           'load_pipeline', 'reference_quantiles', 'quantile_levels', 'library_versions', 'git_revision', 'as_arrays']
+           'weighted_average_precision', 'inference_pipeline', 'float32_thresholds', 'to_onnx', 'check_export',
+           'trusted_types', 'load_pipeline', 'reference_quantiles', 'quantile_levels', 'library_versions',
+           'git_revision', 'as_arrays']
 
-# %% ../nbs/03_train.ipynb #53f5163f
+# %% ../nbs/03_train.ipynb #2e3b986b
 import copy
 import inspect
+import re
 import subprocess
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import sklearn
-from lightgbm import LGBMClassifier
+from lightgbm import Booster, LGBMClassifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -227,21 +229,24 @@ def tabulate_search(found: GridSearchCV | RandomizedSearchCV) -> pd.DataFrame:
     )
     return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/03_train.ipynb #3e780623
+# %% ../nbs/03_train.ipynb #ce587ee6
 def learning_curve(
     pipeline: Pipeline,
     train: tuple[np.ndarray, np.ndarray, np.ndarray],
     valid: tuple[np.ndarray, np.ndarray, np.ndarray],
     shares: Sequence[float] = (0.1, 0.25, 0.5),
+    most: int = 500_000,
 ) -> pd.DataFrame:
     """Average precision on training and validation rows of copies of `pipeline` fitted to the last `shares` of `train`.
 
-    `train` and `valid` are (matrix, label, weight), rows in order of time. Shares with fewer than 5 frauds are skipped.
+    `train` and `valid` are (matrix, label, weight), rows in order of time. Shares with fewer than 5 frauds are skipped;
+    all shares are made smaller where the largest would have over `most` rows, since three more long fits tell little.
     A frame with `rows`, `frauds`, `train` and `valid`.
     """
+    shrink = min(1.0, most / (max(shares) * len(train[1])))
     points = []
     for share in shares:
-        matrix, label, weight = (array[-max(1, round(share * len(array))) :] for array in train)
+        matrix, label, weight = (array[-max(1, round(shrink * share * len(array))) :] for array in train)
         if label.sum() >= 5:
             fitted, _ = fit_pipeline(sklearn.clone(pipeline), matrix, label, weight)
             scores = [weighted_average_precision(fitted, part) for part in ((matrix, label, weight), valid)]
@@ -265,7 +270,22 @@ def inference_pipeline(pipeline: Pipeline) -> Pipeline:
         getattr(one, "__dict__", {}).pop("_metadata_request", None)
     return Pipeline(kept)
 
-# %% ../nbs/03_train.ipynb #504602f8
+# %% ../nbs/03_train.ipynb #2010764f
+def float32_thresholds(model: LGBMClassifier) -> LGBMClassifier:
+    """A copy of the fitted `model` whose thresholds are the largest float32 not above the original ones."""
+
+    def lower(match: re.Match[str]) -> str:
+        values = np.array(match[1].split(), float)
+        near = values.astype(np.float32)
+        below = np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
+        return "threshold=" + " ".join(repr(float(value)) for value in below)
+
+    text = re.sub(r"^threshold=(.*)$", lower, model.booster_.model_to_string(), flags=re.MULTILINE)
+    rounded = copy.copy(model)
+    rounded._Booster = Booster(model_str=re.sub(r"^tree_sizes=.*\n", "", text, flags=re.MULTILINE))
+    return rounded
+
+# %% ../nbs/03_train.ipynb #a0971fde
 def to_onnx(pipeline: Pipeline, columns: int) -> bytes:
     """The fitted `pipeline` as ONNX, serialised: from float32 `X` (rows, `columns`) to label and probabilities."""
     import skl2onnx
@@ -281,11 +301,14 @@ def to_onnx(pipeline: Pipeline, columns: int) -> bytes:
         convert_lightgbm,
         options=options,
     )
+    acting = inference_pipeline(pipeline)
+    if isinstance(acting.steps[-1][1], LGBMClassifier):
+        acting.steps[-1] = ("model", float32_thresholds(acting.steps[-1][1]))
     with warnings.catch_warnings():
         # skl2onnx 1.20 reads attributes of SVC that scikit-learn 1.9 marks for removal in 1.11
         warnings.filterwarnings("ignore", "Attribute `prob[AB]_` was deprecated", FutureWarning)
         model = skl2onnx.to_onnx(
-            inference_pipeline(pipeline),
+            acting,
             initial_types=[("X", FloatTensorType([None, columns]))],
             options={"zipmap": False},
             target_opset={"": 18, "ai.onnx.ml": 3},
