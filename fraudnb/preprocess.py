@@ -97,18 +97,26 @@ def outside_fences(matrix: np.ndarray, label: np.ndarray, factor: float = 1.5) -
         outside |= (column < low) | (column > high)
     return outside
 
-# %% ../nbs/02_preprocess.ipynb #a195dc5e
+# %% ../nbs/02_preprocess.ipynb #c4547d74
 def article_parts(
-    label: np.ndarray, time_parts: np.ndarray, matrix: np.ndarray, valid_size: float, factor: float, seed: int
+    label: np.ndarray,
+    weight: np.ndarray,
+    time_parts: np.ndarray,
+    matrix: np.ndarray,
+    valid_size: float,
+    factor: float,
+    seed: int,
 ) -> np.ndarray:
     """Parts as the article makes them, with the honest test rows (2) of `time_parts` put aside first.
 
-    The other rows are undersampled 1:1, rows of `matrix` outside the frauds' fences are cut, and the rest is split at
-    random; the article's own test share (as large as its validation) is left out, since ours replaces it.
+    The other rows are undersampled 1:1 (a row is as likely as its `weight` says), rows of `matrix` outside the frauds'
+    fences are cut, and the rest is split at random; the article's own test share (as large as its validation) is left
+    out, since ours replaces it.
     """
     rng = np.random.default_rng(seed)
     fraud, genuine = (np.flatnonzero((time_parts != 2) & (label == value)) for value in (1, 0))
-    chosen = np.sort(np.concatenate([fraud, rng.choice(genuine, len(fraud), replace=False)]))
+    chance = weight[genuine] / weight[genuine].sum()
+    chosen = np.sort(np.concatenate([fraud, rng.choice(genuine, len(fraud), replace=False, p=chance)]))
     if matrix.shape[1]:
         chosen = chosen[~outside_fences(matrix[chosen], label[chosen], factor)]
     parts = np.where(time_parts == 2, 2, -1).astype(np.int8)
@@ -138,11 +146,14 @@ def check_parts(summary: pd.DataFrame) -> None:
                 "it needs both kinds. Use a longer table, other sizes (valid_size, test_size), or split = stratified."
             )
 
-# %% ../nbs/02_preprocess.ipynb #7fd514a6
-def write_parts(path: Path, folder: Path, parts: np.ndarray, schema: Schema, **facts: Any) -> None:
+# %% ../nbs/02_preprocess.ipynb #09e36eb8
+def write_parts(
+    path: Path, folder: Path, parts: np.ndarray, schema: Schema, unweighted: Sequence[int] = (), **facts: Any
+) -> None:
     """Write the rows of the table at `path` to train, valid and test Parquet files in `folder` by `parts`.
 
-    Adds a first column `row` (int64, number of the row in `path` from 0). `facts` go into the files' metadata.
+    Adds a first column `row` (int64, number of the row in `path` from 0); weights become 1 in the parts `unweighted`.
+    `facts` go into the files' metadata.
     """
     columns = pq.read_schema(path).remove_metadata().insert(0, pa.field("row", pa.int64()))
     with ExitStack() as stack:
@@ -155,6 +166,9 @@ def write_parts(path: Path, folder: Path, parts: np.ndarray, schema: Schema, **f
             part = parts[start : start + len(batch)]
             table = pa.Table.from_batches([batch]).add_column(0, "row", [np.arange(start, start + len(batch))])
             start += len(batch)
+            if schema.weight in table.column_names:
+                weight = np.where(np.isin(part, unweighted), 1.0, table[schema.weight].to_numpy())
+                table = table.set_column(table.column_names.index(schema.weight), schema.weight, [weight])
             for number, writer in enumerate(writers):
                 if (part == number).any():
                     writer.write_table(table.filter(part == number))
