@@ -74,8 +74,7 @@ def start_rclone(folder: Path, log: Path, key_id: str, secret: str) -> tuple[sub
         address = f"127.0.0.1:{free_port()}"
         command = [program, "serve", "s3", str(folder), "--addr", address, "--auth-key", f"{key_id},{secret}"]
         with open(log, "wb") as output:
-            # no directory cache: what a test puts into the folder is seen at once
-            process = subprocess.Popen([*command, "--dir-cache-time", "0s"], stdout=output, stderr=output, env=env)
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
         deadline = time.monotonic() + 20
         while process.poll() is None and time.monotonic() < deadline:
             if answers(f"http://{address}"):

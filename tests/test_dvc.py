@@ -16,7 +16,7 @@ STAGES = ["00_download", "01_explore", "02_preprocess", "03_train", "04_evaluate
 
 def command(*words: str, folder: Path, env: dict[str, str] | None = None) -> str:
     """Run a command in `folder`; its output. It must succeed."""
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{words}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
     return done.stdout + done.stderr
 
