@@ -25,30 +25,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# %% ../nbs/18_cli.ipynb #331f89ca
+# %% ../nbs/18_cli.ipynb #f2c047aa
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: run `arguments` (default: the command line's) and exit with the code that DESIGN names."""
     words = join_pairs(list(sys.argv[1:] if arguments is None else arguments))
     debug = "--debug" in words
-    sys.exit(exit_code(lambda: app([word for word in words if word != "--debug"], standalone_mode=True), debug))
+    sys.exit(exit_code(lambda: app([word for word in words if word != "--debug"], standalone_mode=False), debug))
 
-# %% ../nbs/18_cli.ipynb #31ecd3d7
-def exit_code(command: Callable[[], None], debug: bool = False) -> int:
+# %% ../nbs/18_cli.ipynb #0a036274
+def exit_code(command: Callable[[], int | None], debug: bool = False) -> int:
     """Call `command` and return its exit code, after printing an expected error as one paragraph on standard error."""
     try:
-        command()
+        return command() or 0  # Typer returns a code for Ctrl-C instead of raising
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("Stopped.", file=sys.stderr)
         return 130
     except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's usage errors have no public class
+            print(
+                f"fraudnb: {error.format_message() or 'nothing to do.'} `fraudnb --help` lists what there is.",
+                file=sys.stderr,
+            )
+            return 2
         code = expected_error(error)
         if debug or code is None:
             raise
         print(f"fraudnb: {str(error).strip()}", file=sys.stderr)
         return code
-    return 0
 
 # %% ../nbs/18_cli.ipynb #5b8c100d
 def expected_error(error: Exception) -> int | None:
@@ -89,12 +94,12 @@ class Engine(StrEnum):
 
     fresh = "fresh"
 
-# %% ../nbs/18_cli.ipynb #5f9c7b5e
+# %% ../nbs/18_cli.ipynb #d4678fc8
 @app.command()
 def run(
     notebooks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NOTEBOOK]...", help="Such as 03_train; default: the five of the pipeline."),
+        typer.Argument(metavar="NOTEBOOK", help="Such as 03_train; default: the five of the pipeline."),
     ] = None,
     parameters: Annotated[
         list[str] | None,
@@ -129,10 +134,10 @@ def run_seconds(notebook: Path) -> float:
     """Seconds that executing the notebook took, as papermill noted it in the executed copy's metadata."""
     return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["papermill"]["duration"]
 
-# %% ../nbs/18_cli.ipynb #99e88193
+# %% ../nbs/18_cli.ipynb #5c1506a8
 @app.command()
 def metrics(
-    run: Annotated[str, typer.Argument(metavar="[RUN]", help="A folder under runs/.")] = "main",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A folder under runs/.")] = "main",
     as_json: Annotated[bool, typer.Option("--json", help="Print one flat JSON object.")] = False,
 ) -> None:
     """Print the metrics of a run."""
