@@ -27,5 +27,8 @@ setup(
     extras_require={
         name.removesuffix(ending): needs.split() for name, needs in settings.items() if name.endswith(ending)
     },
-    entry_points={"console_scripts": settings["console_scripts"].split()},
+    entry_points={
+        "console_scripts": settings["console_scripts"].split(),
+        "jupyter_client.kernel_provisioners": settings["kernel_provisioners"].split(),
+    },
 )

@@ -88,13 +88,14 @@ def split_pairs(pairs: Sequence[str]) -> list[tuple[str, str]]:
             raise InputError(f"-p {pair} has no value: write -p NAME VALUE.")
     return [(pair.partition("=")[0], pair.partition("=")[2]) for pair in pairs]
 
-# %% ../nbs/18_cli.ipynb #28a63734
+# %% ../nbs/18_cli.ipynb #84fd83ab
 class Engine(StrEnum):
-    """How notebooks get their kernels: "fresh" starts one per notebook."""
+    """How notebooks get their kernels: forked from a "warm" process, or started "fresh" with all their imports."""
 
+    warm = "warm"
     fresh = "fresh"
 
-# %% ../nbs/18_cli.ipynb #d4678fc8
+# %% ../nbs/18_cli.ipynb #0f4b0719
 @app.command()
 def run(
     notebooks: Annotated[
@@ -112,7 +113,7 @@ def run(
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="Names the folders data/NAME, models/NAME and runs/NAME.")] = "main",
-    engine: Annotated[Engine, typer.Option(help="How kernels are started.")] = Engine.fresh,
+    engine: Annotated[Engine, typer.Option(help="How kernels are started.")] = Engine.warm,
 ) -> None:
     """Execute notebooks with papermill and gather their metrics."""
     from fraudnb import runs
@@ -124,7 +125,7 @@ def run(
     values = file or root / "params.yaml"
     sections = runs.read_values(values, root) if file or values.exists() else {}
     plan = runs.plan_run(chosen, sections, split_pairs(parameters or []), name)
-    for output in runs.run_plan(plan, root / "runs" / name):
+    for output in runs.run_plan(plan, root / "runs" / name, engine):
         print(f"{output.relative_to(root)}  {run_seconds(output):.1f} s", flush=True)
     if chosen[-1].stem == "04_evaluate":
         print(f"The numbers: fraudnb metrics{'' if name == 'main' else f' {name}'}")

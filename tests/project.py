@@ -110,7 +110,9 @@ def kernels(project: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if "ipykernel_launcher" in process.cmdline() and Path(process.cwd()) == project.resolve():
+            words = " ".join(process.cmdline())
+            kernel = "ipykernel_launcher" in words or "zygote_main" in words  # started, or forked from a zygote
+            if kernel and Path(process.cwd()) == project.resolve():
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, FileNotFoundError):
             continue
