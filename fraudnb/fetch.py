@@ -8,9 +8,11 @@ __all__ = ['log', 'public_url', 'parse_s3_url', 'base_name', 'normal_sha256', 'c
            'explain_answer', 'explain_s3', 's3_errors', 's3_client', 'transfer_config', 'explain_missing',
            'find_object', 'check_crc32', 'transfer_object', 'download_data_from_s3', 'upload_data_to_s3', 'is_loopback',
            'check_url', 'url_pool', 'open_url', 'check_status', 'save_body', 'download_once', 'explain_url',
-           'max_attempts', 'download_url', 'fetch']
+           'max_attempts', 'download_url', 'fetch', 'is_remote', 'parse_s3_prefix', 'join_location',
+           'check_names_below', 'list_files', 'file_version', 'exists', 'get_bytes', 'read_bytes', 'read_end',
+           'store_file', 'store_bytes']
 
-# %% ../nbs/20_fetch.ipynb #8a95a80b
+# %% ../nbs/20_fetch.ipynb #a80cc064
 import base64
 import contextlib
 import errno
@@ -20,12 +22,13 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import threading
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -155,7 +158,7 @@ def log_progress(total: int, label: str, every: float = 5.0) -> Callable[[int], 
 
     return advance
 
-# %% ../nbs/20_fetch.ipynb #6aa165be
+# %% ../nbs/20_fetch.ipynb #910f9b11
 @contextlib.contextmanager
 def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with each count of bytes: a bar if stderr is a terminal, log lines otherwise."""
@@ -163,7 +166,7 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
         yield log_progress(total, label)
         return
     lock = threading.Lock()
-    with tqdm(total=total or None, desc=label, unit="B", unit_scale=True) as bar:
+    with tqdm(total=total or None, desc=label, unit="B", unit_scale=True, leave=None) as bar:
 
         def advance(count: int) -> None:
             with lock:
@@ -588,3 +591,149 @@ def fetch(source: str, folder: Path, sha256: str = "") -> Path:
     except OSError as error:
         raise InputError(explain_os(error, source)) from error
     return path
+
+# %% ../nbs/20_fetch.ipynb #a6dacc3c
+def is_remote(location: str | os.PathLike) -> bool:
+    """Whether `location` is on S3 (`s3://...`) rather than a path; raises `InputError` for any other scheme."""
+    scheme, separator, _ = str(location).partition("://")
+    if not str(location).strip() or (separator and scheme.lower() != "s3"):
+        shown = short(public_url(str(location)), 200)
+        raise InputError(f"The place {shown} is of no known kind. Give s3://bucket/folder or a path.")
+    return bool(separator)
+
+# %% ../nbs/20_fetch.ipynb #028f5510
+def parse_s3_prefix(url: str) -> tuple[str, str]:
+    """Bucket and prefix of `s3://bucket[/folder[/]]`, the prefix empty or with one `/` at its end; or `InputError`."""
+    scheme, separator, rest = url.partition("://")
+    bucket, _, folder = rest.partition("/")
+    if scheme.lower() != "s3" or not (separator and bucket):
+        raise InputError(f"{short(public_url(url), 200)} does not name a place on S3. Write s3://bucket/folder.")
+    folder = folder.rstrip("/")
+    return bucket, f"{folder}/" if folder else ""
+
+# %% ../nbs/20_fetch.ipynb #a32f85cd
+def join_location(location: str | os.PathLike, name: str) -> str:
+    """The location of the file `name` (a relative one, with `/`) below `location`."""
+    return f"{str(location).rstrip('/')}/{name}"
+
+# %% ../nbs/20_fetch.ipynb #c67a2d75
+def check_names_below(names: Iterable[str], location: str) -> list[str]:
+    """`names` sorted, without hidden ones; raises `InputError` for one that could lead out of a folder."""
+    for name in names:
+        if any(part in ("", ".", "..") for part in name.split("/")) or not name.isprintable():
+            raise InputError(f"{location} has a file called {short(name, 200)}, which no folder can hold. Rename it.")
+    return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+
+# %% ../nbs/20_fetch.ipynb #e45ec6fb
+def list_files(location: str | os.PathLike) -> list[str]:
+    """Names of all files below the folder or S3 prefix `location`, relative to it, with `/`, sorted.
+
+    Hidden files (a part of the name begins with a dot) and links to folders are left out. A place that does not exist
+    has none. Raises `InputError` for a file, a missing bucket, rights, server. Source: Amazon S3 API Reference,
+    "ListObjectsV2".
+    """
+    if is_remote(location):
+        source, (bucket, prefix) = str(location), parse_s3_prefix(str(location))
+        with s3_errors(source, source), contextlib.closing(s3_client()) as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        names = [key.removeprefix(prefix) for key in keys if not key.endswith("/")]
+    else:
+        folder = Path(location)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file. Name a folder.")
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return check_names_below(names, str(location))
+
+# %% ../nbs/20_fetch.ipynb #34bc70af
+def file_version(location: str | os.PathLike) -> str:
+    """A text that changes when the file at `location` does: its size and ETag (S3) or modification time in ns (disk).
+
+    It is empty when there is no such file. Raises `InputError` for a missing bucket, rights, server.
+    Source: Amazon S3 API Reference, "HeadObject".
+    """
+    if not is_remote(location):
+        path = Path(location)
+        return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else ""
+    bucket, key = parse_s3_url(str(location))
+    with s3_errors(str(location), str(location)), contextlib.closing(s3_client()) as client:
+        try:
+            head = client.head_object(Bucket=bucket, Key=key)
+        except boto_errors.ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
+                raise
+            client.head_bucket(Bucket=bucket)
+            return ""
+    return f"{head['ContentLength']} {head.get('ETag', '')}"
+
+# %% ../nbs/20_fetch.ipynb #4d953917
+def exists(location: str | os.PathLike) -> bool:
+    """Whether there is a file at `location`; raises `InputError` for a missing bucket, rights, server."""
+    return bool(file_version(location))
+
+# %% ../nbs/20_fetch.ipynb #4cc8f425
+def get_bytes(client: Any, bucket_name: str, key: str, last: int = 0) -> bytes:
+    """The object on S3, or only its `last` bytes; raises `InputError` when missing or empty, and boto3's errors.
+
+    Source: Amazon S3 API Reference, "GetObject" (Range, If-Match).
+    """
+    head = find_object(client, bucket_name, key)
+    start = max(head["ContentLength"] - last, 0) if last else 0
+    same = {"IfMatch": head["ETag"]} if "ETag" in head else {}
+    attempts = client.meta.config.retries["total_max_attempts"]
+    for attempt in range(1, attempts + 1):
+        answer = client.get_object(Bucket=bucket_name, Key=key, Range=f"bytes={start}-", **same)
+        try:
+            with contextlib.closing(answer["Body"]) as body:
+                return body.read()
+        except (boto_errors.IncompleteReadError, boto_errors.HTTPClientError):
+            if attempt == attempts:
+                raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+# %% ../nbs/20_fetch.ipynb #46b112b0
+def read_bytes(location: str | os.PathLike, last: int = 0) -> bytes:
+    """The content of the file at `location`, or only its `last` bytes; raises `InputError` when it cannot be had."""
+    if not is_remote(location):
+        return read_end(check_file(location), last)
+    with s3_errors(str(location), str(location)), contextlib.closing(s3_client()) as client:
+        return get_bytes(client, *parse_s3_url(str(location)), last)
+
+# %% ../nbs/20_fetch.ipynb #f4ed4e22
+def read_end(path: Path, last: int = 0) -> bytes:
+    """The `last` bytes of the file at `path`, all when 0 or when it has fewer; raises `InputError`."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(size - last, 0) if last else 0)
+            return file.read()
+    except OSError as error:
+        raise InputError(explain_os(error, path)) from error
+
+# %% ../nbs/20_fetch.ipynb #44f1d369
+def store_file(path: str | os.PathLike, location: str | os.PathLike) -> None:
+    """Put a copy of the file `path` at `location`; readers see the old file or the new one, never a part.
+
+    Folders are made. Raises `InputError` when file, place, rights, server or connection are not as they must be.
+    """
+    if is_remote(location):
+        return upload_data_to_s3(Path(path), *parse_s3_url(str(location)))
+    try:
+        with atomic_path(check_target(location)) as temporary:
+            shutil.copyfile(check_file(path), temporary)
+    except OSError as error:
+        raise InputError(explain_os(error, location)) from error
+
+# %% ../nbs/20_fetch.ipynb #60b56c0a
+def store_bytes(data: bytes, location: str | os.PathLike) -> None:
+    """Make `data` the content of the file at `location`, as `store_file` does. Source: "PutObject" of Amazon S3."""
+    if is_remote(location):
+        bucket, key = parse_s3_url(str(location))
+        with s3_errors(str(location), str(location)), contextlib.closing(s3_client()) as client:
+            client.put_object(Bucket=bucket, Key=key, Body=data)
+        return
+    try:
+        with atomic_path(check_target(location)) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise InputError(explain_os(error, location)) from error

@@ -22,7 +22,20 @@ from pathlib import Path
 import pytest
 from botocore.loaders import Loader
 
-from fraudnb.fetch import download_data_from_s3, download_url, fetch, memory_path, upload_data_to_s3
+from fraudnb.fetch import (
+    download_data_from_s3,
+    download_url,
+    exists,
+    fetch,
+    file_version,
+    join_location,
+    list_files,
+    memory_path,
+    read_bytes,
+    store_bytes,
+    store_file,
+    upload_data_to_s3,
+)
 from fraudnb.schema import InputError
 
 MB = 1 << 20
@@ -808,3 +821,89 @@ def test_fetch_of_a_wrong_file(dst, tmp_path):
 def test_fetch_of_an_unknown_kind(tmp_path, source):
     refused(fetch, source, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+# -- one call for the disk and for S3
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request, bucket, tmp_path) -> str:
+    """A folder or a prefix with a space in its name; nothing is there yet."""
+    return str(tmp_path / "below here") if request.param == "disk" else f"s3://{bucket}/below here"
+
+
+def test_files_come_back_as_they_were_stored(place, tmp_path):
+    assert list_files(place) == [] and not exists(join_location(place, "a.csv"))
+    (tmp_path / "big.bin").write_bytes(BIG)
+    store_file(tmp_path / "big.bin", join_location(place, "day=2/ü%3F.bin"))
+    store_bytes(b"1", join_location(place, "a.csv"))
+    store_bytes(b"hidden", join_location(place, ".a.csv.etag.json"))
+    store_bytes(b"besides", f"{place}-old/a.csv")
+    assert list_files(place) == list_files(f"{place}/") == ["a.csv", "day=2/ü%3F.bin"]
+    assert read_bytes(join_location(place, "day=2/ü%3F.bin")) == BIG
+    assert read_bytes(join_location(place, "day=2/ü%3F.bin"), last=9) == BIG[-9:]
+    assert read_bytes(join_location(place, "a.csv"), last=9) == b"1"
+
+
+def test_version_tells_a_change(place):
+    there = join_location(place, "a.csv")
+    store_bytes(b"one", there)
+    first = file_version(there)
+    assert first == file_version(there) and exists(there)
+    store_bytes(b"two", there)
+    assert first != file_version(there) != "" and read_bytes(there) == b"two"
+    assert file_version(join_location(place, "b.csv")) == ""
+
+
+def test_more_keys_than_one_answer_holds(s3, bucket):
+    """S3 lists at most 1,000 keys at a time."""
+    (s3.folder / bucket / "many").mkdir()
+    for number in range(1003):
+        (s3.folder / bucket / "many" / f"{number:04}.csv").write_text("1")
+    assert list_files(f"s3://{bucket}/many") == [f"{number:04}.csv" for number in range(1003)]
+
+
+def test_missing_files_are_named(place):
+    store_bytes(b"1", join_location(place, "may.csv"))
+    assert "Did you mean" in refused(read_bytes, join_location(place, "mai.csv"))
+    store_bytes(b"", join_location(place, "empty.csv"))
+    assert "is empty" in refused(read_bytes, join_location(place, "empty.csv"))
+
+
+LOCATION_CALLS = {
+    "list": lambda location: list_files(location.rpartition("/")[0]),
+    "version": file_version,
+    "read": read_bytes,
+    "store": lambda location: store_bytes(b"1", location),
+    "store file": lambda location: store_file(__file__, location),
+}
+
+
+@pytest.mark.parametrize("call", LOCATION_CALLS.values(), ids=LOCATION_CALLS)
+def test_location_on_s3_that_cannot_be_used(bucket, monkeypatch, tmp_path, call):
+    """No bucket, no right, no server, no credentials: what to do, from each function."""
+    assert "does not exist" in refused(call, "s3://no-such-bucket/a.csv")
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+        assert "may not be accessed" in refused(call, f"s3://{bucket}/a.csv")
+    with monkeypatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as deaf:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        deaf.close()
+        assert "cannot be reached" in refused(call, f"s3://{bucket}/a.csv")
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "needs credentials" in refused(call, f"s3://{bucket}/a.csv")
+
+
+@pytest.mark.usefixtures("collected")
+def test_read_is_tried_again_when_cut(s3, bucket, monkeypatch):
+    s3.put(bucket, "a.bin", BIG)
+    for attempts, cuts in ((3, 2), (3, 3)):
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", str(attempts))
+        with Wire(s3.endpoint, cut_after=MB, cuts=cuts) as wire:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
+            if cuts < attempts:
+                assert read_bytes(f"s3://{bucket}/a.bin", last=2 * MB) == BIG[-2 * MB :]
+            else:
+                assert "did not arrive whole" in refused(read_bytes, f"s3://{bucket}/a.bin")
