@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['log', 'public_url', 'parse_s3_url', 'base_name', 'normal_sha256', 'check_sha256', 'memory_path', 'source_id',
            'remember', 'recall', 'log_progress', 'progress', 'explain_os', 'check_target', 'check_file',
-           'explain_answer', 'explain_s3', 's3_errors', 's3_client', 'transfer_config', 'explain_missing',
-           'find_object', 'check_crc32', 'transfer_object', 'download_data_from_s3', 'upload_data_to_s3', 'is_loopback',
-           'check_url', 'url_pool', 'open_url', 'check_status', 'save_body', 'download_once', 'explain_url',
-           'max_attempts', 'download_url', 'fetch', 'is_remote', 'parse_s3_prefix', 'join_location',
-           'check_names_below', 'list_files', 'file_version', 'exists', 'get_bytes', 'read_bytes', 'read_end',
-           'store_file', 'store_bytes']
+           'explain_answer', 'explain_s3', 's3_errors', 'SharedLoader', 'aws_models', 's3_client', 'transfer_config',
+           'explain_missing', 'find_object', 'check_crc32', 'transfer_object', 'download_data_from_s3',
+           'upload_data_to_s3', 'is_loopback', 'check_url', 'url_pool', 'open_url', 'check_status', 'save_body',
+           'download_once', 'explain_url', 'max_attempts', 'download_url', 'fetch', 'is_remote', 'parse_s3_prefix',
+           'join_location', 'check_names_below', 'list_files', 'file_version', 'exists', 'get_bytes', 'read_bytes',
+           'read_end', 'store_file', 'store_bytes']
 
-# %% ../nbs/20_fetch.ipynb #a80cc064
+# %% ../nbs/20_fetch.ipynb #9671a518
 import base64
 import contextlib
 import errno
+import functools
 import hashlib
 import ipaddress
 import json
@@ -39,6 +40,7 @@ import botocore.session
 import urllib3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from botocore.loaders import Loader
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 from tqdm import tqdm
 
@@ -265,7 +267,22 @@ def s3_errors(source: str, path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         raise InputError(explain_os(error, path)) from error
 
-# %% ../nbs/20_fetch.ipynb #ab770842
+# %% ../nbs/20_fetch.ipynb #094df69c
+class SharedLoader(Loader):
+    """botocore's reader of descriptions, for many sessions: each adds its folder to a copy of the list of folders."""
+
+    @property
+    def search_paths(self) -> list[str]:
+        """The folders to look in, as a new list."""
+        return list(super().search_paths)
+
+# %% ../nbs/20_fetch.ipynb #ba535800
+@functools.cache
+def aws_models() -> Loader:
+    """The descriptions of AWS's services that botocore brings along, read once in a process."""
+    return SharedLoader()
+
+# %% ../nbs/20_fetch.ipynb #f8d468b2
 def s3_client() -> Any:
     """A boto3 S3 client: 10 s to connect, 30 s to read, and 5 attempts unless AWS_MAX_ATTEMPTS says otherwise.
 
@@ -274,6 +291,7 @@ def s3_client() -> Any:
     """
     session = botocore.session.get_session()
     try:
+        session.register_component("data_loader", aws_models())
         attempts = session.get_config_variable("max_attempts")
         retries = {"mode": "standard", "total_max_attempts": 5 if attempts is None else attempts}
         config = Config(

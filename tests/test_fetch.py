@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from botocore.loaders import Loader
 
 from fraudnb.fetch import (
     download_data_from_s3,
@@ -182,18 +181,9 @@ def reply(handler: http.server.BaseHTTPRequestHandler, body: bytes = b"", status
 # -- what every failure must fulfil
 
 
-@pytest.fixture(scope="session")
-def aws_models() -> Loader:
-    return Loader()
-
-
 @pytest.fixture(autouse=True)
-def environment(s3_env, aws_models, monkeypatch):
-    """Each test has the settings of the test server, and none of the developer's.
-
-    botocore's descriptions of AWS's services are read once for all tests: that is most of the time a client takes.
-    """
-    monkeypatch.setattr("botocore.session.create_loader", lambda *paths: aws_models)
+def environment(s3_env):
+    """Each test has the settings of the test server, and none of the developer's."""
     return s3_env
 
 
