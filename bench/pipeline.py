@@ -21,36 +21,30 @@ has other work it says more than the wall time does.
 
 import argparse
 import json
-import os
-import platform
-import resource
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
-import pyarrow.csv
+from common import (
+    BIN,
+    CSV_BYTES_PER_ROW,
+    ROOM_PER_CSV_BYTE,
+    children_seconds,
+    make_project,
+    print_heading,
+    scratch_folder,
+    write_csv,
+)
 
 from fraudnb.runs import pipeline_notebooks
-from fraudnb.sample import sample_transactions
 
-ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.05
-# of the CSV files made here (the ULB data set has 529)
-CSV_BYTES_PER_ROW = 570
-# the table in Parquet and its three parts take less than the CSV file again
-ROOM_PER_CSV_BYTE = 1.2
-LIBRARIES = ("fraudnb", "numpy", "pandas", "pyarrow", "scikit-learn", "lightgbm", "onnxruntime", "papermill")
 SHOWN_METRICS = ("average_precision", "valid_average_precision", "roc_auc", "expected_cost", "test_rows", "test_frauds")
 
 
@@ -92,12 +86,6 @@ def tree_memory(runner: psutil.Process) -> tuple[int, int]:
     return sum(shares), max(peaks, default=0)
 
 
-def children_seconds() -> float:
-    """User and system time of all processes below this one that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def measure(command: Sequence[str], folder: Path, log: Path) -> Usage:
     """Run `command` in `folder`, its output going to `log`, and measure it; ends the program if it fails."""
     tree = kernel = 0
@@ -125,31 +113,9 @@ def wait_for(running: subprocess.Popen, seconds: float) -> None:
         pass
 
 
-def write_csv(path: Path, rows: int) -> None:
-    """Write `rows` synthetic transactions to a CSV file at `path`, block by block, and have them reach the disk."""
-    with path.open("wb") as file:
-        writer = None
-        for block in sample_transactions(rows):
-            table = pa.Table.from_pandas(block, preserve_index=False)
-            writer = writer or pyarrow.csv.CSVWriter(file, table.schema)
-            writer.write_table(table)
-        writer.close()
-        # else the first notebook would compete with the writing of this file
-        os.fsync(file.fileno())
-
-
-def make_project(folder: Path) -> Path:
-    """A project at `folder` with the notebooks, settings and parameters of this one, and nothing else."""
-    shutil.rmtree(folder / "nbs", ignore_errors=True)
-    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".*"))
-    for name in ("settings.ini", "params.yaml"):
-        shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
 def run_pipeline(project: Path, data: Path) -> dict[str, Usage]:
     """Run the notebooks of `project` on the CSV file `data` one by one; what each took, by its name."""
-    fraudnb = str(Path(sys.executable).with_name("fraudnb"))
+    fraudnb = str(BIN / "fraudnb")
     usage = {}
     for notebook in pipeline_notebooks(project):
         source = ["-p", "source", str(data)] if notebook.stem == "00_download" else []
@@ -192,44 +158,6 @@ def metrics_line(project: Path) -> str:
     return ", ".join(f"{name} {numbers[name]:,.6g}" for name in SHOWN_METRICS)
 
 
-def processor() -> str:
-    """The processor's name; what Python knows of it where there is no /proc/cpuinfo."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-def machine_facts() -> str:
-    """Processor, cores this process may use, memory, system, Python and the libraries that matter."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = psutil.virtual_memory().total / 2**30
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    busy = f", load {os.getloadavg()[0]:.1f} before the start" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{processor()}, {cores} cores, {memory:.0f} GiB{busy}, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, {libraries}"
-    )
-
-
-@contextmanager
-def scratch_folder(keep: Path | None, needed: float) -> Iterator[Path]:
-    """Yield `keep` (and leave it there) or a temporary folder; end the program if `needed` bytes do not fit."""
-    if keep:
-        keep.mkdir(parents=True, exist_ok=True)
-    parent = keep or Path(tempfile.gettempdir())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        sys.exit(f"{parent} has {free / 1e9:.1f} GB left, not {needed / 1e9:.1f}: set TMPDIR, or --keep elsewhere.")
-    if keep:
-        yield keep.resolve()
-    else:
-        with tempfile.TemporaryDirectory(prefix="fraudnb-bench-") as folder:
-            yield Path(folder).resolve()
-
-
 def benchmark(folder: Path, rows: int, data: Path | None, repeats: int) -> str:
     """Measure `repeats` runs on the CSV file `data`, or else on `rows` synthetic ones; what to print of it."""
     project = make_project(folder)
@@ -258,7 +186,7 @@ def main() -> None:
     """Measure every size asked for and print its table."""
     options = parse_arguments()
     data = options.data.resolve(strict=True) if options.data else None
-    print(f"`{shlex.join(['python', 'bench/pipeline.py', *sys.argv[1:]])}`\n\n{machine_facts()}\n", flush=True)
+    print_heading()
     for rows in [0] if data else options.rows or [284_807]:
         made = 0 if data else rows * CSV_BYTES_PER_ROW
         needed = made + ROOM_PER_CSV_BYTE * (data.stat().st_size if data else made)
