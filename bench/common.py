@@ -32,6 +32,15 @@ LIBRARIES = ("fraudnb", "numpy", "pandas", "pyarrow", "scikit-learn", "lightgbm"
 Result = TypeVar("Result")
 
 
+def proc_bytes(pid: int, file: str, field: str) -> int | None:
+    """The figure `field` of /proc/PID/`file` in bytes; None if there is none or the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
 def children_seconds() -> float:
     """User and system time of all processes below this one that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

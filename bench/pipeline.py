@@ -38,6 +38,7 @@ from common import (
     children_seconds,
     make_project,
     print_heading,
+    proc_bytes,
     scratch_folder,
     write_csv,
 )
@@ -56,15 +57,6 @@ class Usage:
     cpu: float
     tree: float
     kernel: float
-
-
-def proc_bytes(pid: int, file: str, field: str) -> int | None:
-    """The figure `field` of /proc/PID/`file` in bytes; None if there is none or the process has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def rss(process: psutil.Process) -> int:
