@@ -123,12 +123,12 @@ def explain_task(error: BaseException) -> BaseException:
         return ClusterLost(f"A worker lacks {short(error.name or str(error))}: pip install 'fraudnb[dask]' there.")
     return error
 
-# %% ../nbs/21_cluster.ipynb #3bf56a10
+# %% ../nbs/21_cluster.ipynb #62949ced
 class ClusterExecutor(Executor):
-    """An `Executor` over another, whose futures can all be ended by `fail`."""
+    """An `Executor` over another, with `threads` threads in all, whose futures can all be ended by `fail`."""
 
-    def __init__(self, executor: Executor) -> None:
-        self.executor, self.lock = executor, threading.Lock()
+    def __init__(self, executor: Executor, threads: int = 1) -> None:
+        self.executor, self.threads, self.lock = executor, threads, threading.Lock()
         self.waiting: set[Future] = set()
         self.reason: ClusterLost | None = None
 
@@ -187,7 +187,7 @@ def watch(client: "Client", stop: threading.Event, patience: float) -> str:
             return f"The cluster has had no worker for {patience:g} s. Start some with `dask worker`."
     return ""
 
-# %% ../nbs/21_cluster.ipynb #36a95030
+# %% ../nbs/21_cluster.ipynb #a9629381
 @contextmanager
 def open_executor(scheduler: str, patience: float = 60) -> Iterator[Executor]:
     """Yield an `Executor` on the workers of the Dask scheduler at `scheduler` (`tcp://HOST:PORT`).
@@ -201,7 +201,7 @@ def open_executor(scheduler: str, patience: float = 60) -> Iterator[Executor]:
     quiet_dask()
     try:
         check_workers(client)
-        executor = ClusterExecutor(client.get_executor(pure=False))
+        executor = ClusterExecutor(client.get_executor(pure=False), sum(client.nthreads().values()))
         threading.Thread(target=watch_executor, args=(client, executor, stop, patience), daemon=True).start()
         yield executor
     finally:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipeline_notebooks', 'find_notebook', 'Parameter',
            'parse_parameters', 'read_parameters', 'read_cells', 'value_fits', 'parse_value', 'check_value',
-           'check_parameters', 'check_running', 'read_values', 'plan_run', 'run_folders', 'as_number',
+           'check_parameters', 'check_running', 'read_values', 'plan_run', 'check_name', 'run_folders', 'as_number',
            'without_rfc3987', 'record_numbers', 'read_numbers', 'write_metrics', 'free_names', 'inner_names',
-           'names_of', 'needed_cells', 'mark_lessons', 'StepFailed', 'failure', 'kernel_settings', 'register_engine',
-           'shorten_streams', 'execute', 'run_notebook', 'run_plan', 'normal_code', 'imported_modules',
-           'notebook_source']
+           'names_of', 'needed_cells', 'mark_lessons', 'StepFailed', 'running_cell', 'failure', 'kernel_settings',
+           'register_engine', 'shorten_streams', 'execute', 'run_notebook', 'run_plan', 'normal_code',
+           'imported_modules', 'notebook_source']
 
 # %% ../nbs/13_runs.ipynb #430a45be
 import ast
@@ -204,11 +204,17 @@ def plan_run(
         plan.append((notebook, check_parameters(notebook, values) if values else {}))
     return plan
 
-# %% ../nbs/13_runs.ipynb #ad0e94d8
-def run_folders(name: str) -> dict[str, str]:
-    """The three folders of the run `name`, as parameters of the pipeline's notebooks."""
+# %% ../nbs/13_runs.ipynb #9c3fb0a1
+def check_name(name: str) -> str:
+    """`name` if it can name a run's folders; else raises `InputError`."""
     if not name or name != Path(name).name or name.startswith("."):
         raise InputError(f"{short(name)} cannot be a run's name: it names folders; use letters, digits, - and _.")
+    return name
+
+# %% ../nbs/13_runs.ipynb #eb56e24e
+def run_folders(name: str) -> dict[str, str]:
+    """The three folders of the run `name`, as parameters of the pipeline's notebooks; raises `InputError`."""
+    check_name(name)
     return {"data_folder": f"data/{name}", "model_folder": f"models/{name}", "run_folder": f"runs/{name}"}
 
 # %% ../nbs/13_runs.ipynb #41308a5e
@@ -336,7 +342,15 @@ def mark_lessons(cells: Sequence[dict[str, Any]]) -> None:
 class StepFailed(Exception):
     """A notebook stopped with an error. The message names cell, source, error and the partial notebook."""
 
-# %% ../nbs/13_runs.ipynb #5c01a79d
+# %% ../nbs/13_runs.ipynb #3b1e48d0
+def running_cell(partial: Path) -> str:
+    """Number and source of the cell that was running when `partial`, a notebook that papermill executes, was saved."""
+    for number, cell in enumerate(read_cells(partial) if partial.exists() else [], start=1):
+        if cell["metadata"].get("papermill", {}).get("status") == "running":
+            return f"cell {number} of {partial.name}, {''.join(cell['source']).strip()!r},"
+    return ""
+
+# %% ../nbs/13_runs.ipynb #b92a73f1
 def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     """The exception to raise for `error`, which papermill or nbclient raised while executing `notebook`."""
     where = f"The notebook as far as it came: {partial}"
@@ -346,7 +360,8 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     if hasattr(error, "cell_index"):
         cell = f"cell {error.cell_index + 1} of {notebook.name}"
         return StepFailed(f"{cell} failed with {error.ename}: {message}. The cell: {error.source.strip()!r}. {where}")
-    return StepFailed(f"{notebook.name} stopped: {type(error).__name__}: {message[:400]}. {where}")
+    cell = running_cell(partial)
+    return StepFailed(f"{cell or notebook.name} stopped: {type(error).__name__}: {message[:400]}. {where}")
 
 # %% ../nbs/13_runs.ipynb #e969522a
 WARM_KERNEL = "fraudnb-warm"
@@ -460,16 +475,25 @@ def execute(
             **kernel_settings(engine, Path(sockets)),
         )
 
-# %% ../nbs/13_runs.ipynb #ef5a7d5c
-def run_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any], engine: str = "warm") -> Path:
-    """Execute `notebook`, keep the executed copy at `output` and return it; raises `InputError`, `StepFailed`."""
+# %% ../nbs/13_runs.ipynb #a9cc9ad7
+def run_notebook(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    engine: str = "warm",
+    time_left: Callable[[], float] = lambda: 4 * 3600,
+) -> Path:
+    """Execute `notebook`, keep the executed copy at `output` and return it; raises `InputError`, `StepFailed`.
+
+    `engine` and `time_left` are those of `execute`.
+    """
     from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
     output.parent.mkdir(parents=True, exist_ok=True)
     partial, failed = (output.with_suffix(f".{word}.ipynb") for word in ("partial", "failed"))
     try:
-        execute(notebook, partial, parameters, engine)
+        execute(notebook, partial, parameters, engine, time_left)
     except (PapermillExecutionError, CellTimeoutError, RuntimeError) as error:  # a dead kernel is a RuntimeError
         if partial.exists():
             os.replace(partial, failed)
