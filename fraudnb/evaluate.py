@@ -235,7 +235,7 @@ def plot_confusion(matrix: np.ndarray) -> Figure:
         axis.set(title=title, xlabel="decision", ylabel="truth")
     return figure
 
-# %% ../nbs/04_evaluate.ipynb #eb68b86c
+# %% ../nbs/04_evaluate.ipynb #ee74015c
 def plot_curves(rankings: Mapping[str, Ranking], threshold: float) -> Figure:
     """Precision-recall and ROC curves of each named ranking, the `threshold` marked."""
     figure, (left, right) = new_figure(10, 4, columns=2)
@@ -254,7 +254,7 @@ def plot_curves(rankings: Mapping[str, Ranking], threshold: float) -> Figure:
         xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title="precision-recall (dot: threshold)"
     )
     right.set(xlabel="share of genuine transactions alerted on", ylabel="recall", title="ROC")
-    left.legend()
+    left.legend(loc="lower left")
     return figure
 
 # %% ../nbs/04_evaluate.ipynb #56cc161f
@@ -271,7 +271,7 @@ def calibration_table(ranking: Ranking, bins: int = 10, floor: float = 1e-5) -> 
         probability=table["probability"] / table["weight"], observed=table["observed"] / table["weight"]
     )
 
-# %% ../nbs/04_evaluate.ipynb #049593a2
+# %% ../nbs/04_evaluate.ipynb #d8083c33
 def plot_calibration(ranking: Ranking) -> Figure:
     """Observed share of fraud over predicted probability, both logarithmic; the diagonal is perfect calibration."""
     table = calibration_table(ranking)
@@ -282,10 +282,10 @@ def plot_calibration(ranking: Ranking) -> Figure:
     for which in ("x", "y"):
         use_log_axis(axis, which)
     axis.set(xlabel="predicted probability", ylabel="observed share of fraud", title="calibration")
-    axis.legend()
+    axis.legend(loc="upper left")
     return figure
 
-# %% ../nbs/04_evaluate.ipynb #79f9b883
+# %% ../nbs/04_evaluate.ipynb #8ad64d27
 def plot_cost(rankings: Mapping[str, Ranking], review_cost: float, threshold: float) -> Figure:
     """Expected cost as a share of the cost of doing nothing, over the threshold, for each named ranking."""
     figure, axis = new_figure(6.5, 3.4)
@@ -296,7 +296,7 @@ def plot_cost(rankings: Mapping[str, Ranking], review_cost: float, threshold: fl
     axis.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
     use_log_axis(axis, "x")
     axis.set(ylim=(0, 2), xlabel="threshold", ylabel="cost / cost of doing nothing", title="expected cost")
-    axis.legend()
+    axis.legend(loc="upper left")
     return figure
 
 # %% ../nbs/04_evaluate.ipynb #68602fe6

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['new_figure', 'use_log_axis', 'as_image']
 
-# %% ../nbs/21_figures.ipynb #c84202e4
+# %% ../nbs/21_figures.ipynb #189d2b95
 import io
 from typing import Any
 
+import numpy as np
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-# %% ../nbs/21_figures.ipynb #0ad26eb1
+# %% ../nbs/21_figures.ipynb #e52a78fd
 def new_figure(
     width: float,
     height: float,
@@ -32,14 +33,20 @@ def new_figure(
     """A figure of `width` by `height` inches and its axes: one, or an array of them where there are more.
 
     `left`, `right`, `bottom` and `top` are its margins, `across` and `down` the room between axes, all in inches;
-    `shared` goes on to matplotlib's `Figure.subplots`.
+    `shared` goes on to matplotlib's `Figure.subplots`. Titles and labels have fixed places in the margins.
     """
     figure = Figure(figsize=(width, height))
     inner = (width - left - right - across * (columns - 1)) / columns
     upper = (height - bottom - top - down * (rows - 1)) / rows
     margins = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
     room = {"wspace": across / inner, "hspace": down / upper}
-    return figure, figure.subplots(rows, columns, gridspec_kw=margins | room, **shared)
+    axes = figure.subplots(rows, columns, gridspec_kw=margins | room, **shared)
+    for number, one in enumerate(np.ravel(axes)):
+        # else matplotlib measures every tick label to find places for them
+        one.set_title("", y=1.0)
+        one.xaxis.set_label_coords(0.5, -0.3 / upper)
+        one.yaxis.set_label_coords((0.1 - (across if number % columns else left)) / inner, 0.5)
+    return figure, axes
 
 # %% ../nbs/21_figures.ipynb #774f8abd
 def use_log_axis(axes: Axes, which: str) -> None:
@@ -50,9 +57,10 @@ def use_log_axis(axes: Axes, which: str) -> None:
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 
-# %% ../nbs/21_figures.ipynb #b065b47b
+# %% ../nbs/21_figures.ipynb #3cf2be86
 def as_image(figure: Figure) -> Image:
     """`figure` as a PNG picture for a notebook to show: the same bytes for the same figure."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100, metadata={"Software": None})
+    # what stronger compression saves in bytes is not worth its time
+    figure.savefig(picture, format="png", dpi=100, metadata={"Software": None}, pil_kwargs={"compress_level": 2})
     return Image(picture.getvalue())
