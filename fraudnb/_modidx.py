@@ -255,6 +255,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'fraudnb.runs.needed_cells': ('runs.html#needed_cells', 'fraudnb/runs.py'),
                               'fraudnb.runs.normal_code': ('runs.html#normal_code', 'fraudnb/runs.py'),
                               'fraudnb.runs.notebook_source': ('runs.html#notebook_source', 'fraudnb/runs.py'),
+                              'fraudnb.runs.open_scrapbook': ('runs.html#open_scrapbook', 'fraudnb/runs.py'),
                               'fraudnb.runs.parse_parameters': ('runs.html#parse_parameters', 'fraudnb/runs.py'),
                               'fraudnb.runs.parse_value': ('runs.html#parse_value', 'fraudnb/runs.py'),
                               'fraudnb.runs.pipeline_notebooks': ('runs.html#pipeline_notebooks', 'fraudnb/runs.py'),

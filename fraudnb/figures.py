@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-# %% ../nbs/21_figures.ipynb #e52a78fd
+# %% ../nbs/21_figures.ipynb #afaff355
 def new_figure(
     width: float,
     height: float,
@@ -45,7 +45,7 @@ def new_figure(
         # else matplotlib measures every tick label to find places for them
         one.set_title("", y=1.0)
         one.xaxis.set_label_coords(0.5, -0.3 / upper)
-        one.yaxis.set_label_coords((0.1 - (across if number % columns else left)) / inner, 0.5)
+        one.yaxis.set_label_coords((0.25 - (across if number % columns else left)) / inner, 0.5)
     return figure, axes
 
 # %% ../nbs/21_figures.ipynb #774f8abd

@@ -6,12 +6,12 @@
 __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipeline_notebooks', 'find_notebook', 'Parameter',
            'parse_parameters', 'read_parameters', 'read_cells', 'value_fits', 'parse_value', 'check_value',
            'check_parameters', 'check_running', 'read_values', 'plan_run', 'check_name', 'run_folders', 'as_number',
-           'without_rfc3987', 'record_numbers', 'read_numbers', 'write_metrics', 'free_names', 'inner_names',
-           'names_of', 'needed_cells', 'mark_lessons', 'StepFailed', 'running_cell', 'failure', 'kernel_settings',
-           'register_engine', 'shorten_streams', 'execute', 'run_notebook', 'run_plan', 'normal_code',
-           'imported_modules', 'notebook_source']
+           'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers', 'write_metrics', 'free_names',
+           'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'StepFailed', 'running_cell', 'failure',
+           'kernel_settings', 'register_engine', 'shorten_streams', 'execute', 'run_notebook', 'run_plan',
+           'normal_code', 'imported_modules', 'notebook_source']
 
-# %% ../nbs/13_runs.ipynb #430a45be
+# %% ../nbs/13_runs.ipynb #263ca863
 import ast
 import io
 import json
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -232,21 +233,28 @@ def without_rfc3987() -> None:
     """Have jsonschema, when it is imported after this, do without the format checks for international addresses."""
     sys.modules.setdefault("rfc3987_syntax", None)
 
-# %% ../nbs/13_runs.ipynb #b8276aa7
+# %% ../nbs/13_runs.ipynb #e9882570
+def open_scrapbook() -> ModuleType:
+    """The module `scrapbook`, quick to import, and without the check of its own schema for every number."""
+    without_rfc3987()
+    import scrapbook.scraps
+    from jsonschema.validators import validator_for
+
+    # jsonschema.validate, but for checking the schema each time
+    scrapbook.scraps.json_validate = lambda payload, schema: validator_for(schema)(schema).validate(payload)
+    return scrapbook
+
+# %% ../nbs/13_runs.ipynb #f68c0e18
 def record_numbers(numbers: Mapping[str, Any]) -> None:
     """Glue each of `numbers` into the running notebook under its name, as int or float."""
-    without_rfc3987()
-    import scrapbook
-
+    scrapbook = open_scrapbook()
     for name, value in numbers.items():
         scrapbook.glue(name, as_number(value))
 
-# %% ../nbs/13_runs.ipynb #896bb08c
+# %% ../nbs/13_runs.ipynb #7ddca4c8
 def read_numbers(notebook: Path) -> dict[str, int | float]:
     """The numbers recorded in the executed notebook at `notebook`, by name in alphabetical order."""
-    without_rfc3987()
-    import scrapbook
-
+    scrapbook = open_scrapbook()
     scraps = scrapbook.read_notebook(str(notebook)).scraps.data_dict
     return {name: scraps[name] for name in sorted(scraps) if isinstance(scraps[name], int | float)}
 
