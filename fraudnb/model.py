@@ -126,10 +126,20 @@ def to_json(content: Mapping[str, Any]) -> bytes:
     """`content` as indented UTF-8 JSON; raises `ValueError` for NaN and infinities (RFC 8259, section 6)."""
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
-# %% ../nbs/11_model.ipynb #13eccf70
+# %% ../nbs/11_model.ipynb #a7a78cab
 def input_matrix(table: Mapping[str, Any], inputs: Sequence[str]) -> np.ndarray:
-    """The columns `inputs` of `table` as a float32 array of shape (rows, inputs), in that order."""
-    return np.column_stack([np.asarray(table[name], dtype=np.float32) for name in inputs])
+    """The columns `inputs` of `table` as a float32 array of shape (rows, inputs), in that order.
+
+    Raises `ValueError` for columns of different lengths.
+    """
+    columns = [np.asarray(table[name]) for name in inputs]
+    (rows,) = {len(column) for column in columns}
+    matrix = np.empty((rows, len(columns)), np.float32)
+    # a block of rows stays in the processor's cache while its columns are filled in
+    for start in range(0, rows, 4096):
+        for number, column in enumerate(columns):
+            matrix[start : start + 4096, number] = column[start : start + 4096]
+    return matrix
 
 # %% ../nbs/11_model.ipynb #4d30b7ec
 def predict_matrix(session: "onnxruntime.InferenceSession", matrix: np.ndarray, block: int = 65_536) -> np.ndarray:

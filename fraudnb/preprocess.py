@@ -8,9 +8,10 @@ __all__ = ['read_batches', 'repeated_rows', 'rows_with_missing', 'temporal_bound
            'scale_amount_and_time', 'make_sampler', 'class_weights', 'make_outlier_filter', 'drop_outliers',
            'make_reducer', 'project_to_plane', 'check_sizes']
 
-# %% ../nbs/02_preprocess.ipynb #ab3e9bd7
+# %% ../nbs/02_preprocess.ipynb #c2c62a71
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +174,15 @@ def write_parts(
                 if (part == number).any():
                     writer.write_table(table.filter(part == number))
 
-# %% ../nbs/02_preprocess.ipynb #0bb5eeea
+# %% ../nbs/02_preprocess.ipynb #2279d2bd
 def scale_amount_and_time(inputs: Sequence[str], schema: Schema) -> ColumnTransformer:
     """A step that scales amount and time by median and interquartile range; all columns stay in order."""
-    # neighbouring columns go through one at a time, so that their order stays
-    steps = [
-        (name, RobustScaler() if name in (schema.amount, schema.time) else "passthrough", [number])
-        for number, name in enumerate(inputs)
-    ]
-    return ColumnTransformer(steps)
+    # neighbours of the same kind go through together, so that the order stays
+    runs = groupby(range(len(inputs)), key=lambda number: inputs[number] in (schema.amount, schema.time))
+    steps = [(scaled, list(numbers)) for scaled, numbers in runs]
+    return ColumnTransformer(
+        [(inputs[numbers[0]], RobustScaler() if scaled else "passthrough", numbers) for scaled, numbers in steps]
+    )
 
 # %% ../nbs/02_preprocess.ipynb #f138f3a4
 def make_sampler(name: str, seed: int = 0) -> Any:
