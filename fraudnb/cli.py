@@ -4,17 +4,23 @@
 
 # %% auto #0
 __all__ = ['app', 'main', 'exit_code', 'expected_error', 'join_pairs', 'split_pairs', 'Engine', 'run', 'run_seconds', 'Sampler',
-           'sweep', 'SweepProgress', 'print_leaderboard', 'metrics', 'read_metrics', 'print_metrics', 'score', 'source']
+           'sweep', 'SweepProgress', 'print_leaderboard', 'metrics', 'read_metrics', 'print_metrics', 'score',
+           'score_one', 'score_folder', 'describe_scored', 'partitions_progress', 'source']
 
-# %% ../nbs/18_cli.ipynb #bc632893
+# %% ../nbs/18_cli.ipynb #ed12a696
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from fraudnb.score import Scored
 
 # %% ../nbs/18_cli.ipynb #4a212122
 app = typer.Typer(
@@ -309,31 +315,97 @@ def print_metrics(run: str, numbers: dict[str, float]) -> None:
         "  ".join(f"{name} {numbers[name]:,.6g}" for name in shown if name in numbers), highlight=False, soft_wrap=True
     )
 
-# %% ../nbs/18_cli.ipynb #08468c96
+# %% ../nbs/18_cli.ipynb #12f14257
 @app.command()
 def score(
-    input: Annotated[Path, typer.Argument(help="Transactions: CSV (also .zip, .gz) or Parquet.")],
+    input: Annotated[
+        str,
+        typer.Argument(help="Transactions: CSV (also .zip, .gz) or Parquet, or a folder of Parquet; path or s3://."),
+    ],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="CSV or, if called *.parquet, Parquet. Default: CSV on standard output."),
+        str | None,
+        typer.Option("--out", help="CSV or *.parquet (default: CSV on standard output); for a folder, a folder."),
     ] = None,
-    model: Annotated[Path, typer.Option(help="The folder of the model bundle.")] = Path("models/main"),
+    model: Annotated[str, typer.Option(help="The folder of the model bundle; path or s3://.")] = "models/main",
     threshold: Annotated[
         float | None, typer.Option(help="Alert from this probability on. Default: the evaluation's.")
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Score a folder on the workers of this Dask scheduler."),
+    ] = None,
 ) -> None:
     """Add the probability of fraud and a decision to each transaction."""
+    from fraudnb.schema import InputError
+    from fraudnb.score import is_folder
+
+    if is_folder(input):
+        if out is None:
+            raise InputError(f"{input} is a folder: name the folder or s3:// prefix for the result with --out.")
+        score_folder(input, out, model, threshold, scheduler)
+    elif scheduler:
+        raise InputError(f"{input} is one file. --scheduler shares out the files of a folder: leave it out.")
+    else:
+        score_one(input, out, model, threshold)
+
+# %% ../nbs/18_cli.ipynb #b1b2fd98
+def score_one(input: str, out: str | None, model: str, threshold: float | None) -> None:
+    """Score one file into `out`, or to standard output; raises `InputError` and `ModelError`."""
     from tempfile import TemporaryDirectory
 
     from fraudnb.score import score_file
 
     with TemporaryDirectory() as folder:
-        target = out or Path(folder) / "scored.csv"
+        target = out or str(Path(folder) / "scored.csv")
         rows, alerts = score_file(input, target, model, threshold)
         if out is None:
             with open(target, encoding="utf-8") as file:
                 sys.stdout.writelines(file)
     print(f"{rows:,} transactions scored, {alerts:,} alerts{f', written to {out}' if out else ''}", file=sys.stderr)
+
+# %% ../nbs/18_cli.ipynb #a957d81a
+def score_folder(input: str, out: str, model: str, threshold: float | None, scheduler: str | None) -> None:
+    """Score the Parquet files below `input` into `out`; raises `InputError`, `ModelError` and `StepFailed`."""
+    from fraudnb.cluster import ClusterLost, open_executor
+    from fraudnb.runs import StepFailed
+    from fraudnb.schema import InputError
+    from fraudnb.score import describe_failures, list_partitions, plan_job, score_partitions
+
+    names = list_partitions(input)
+    job = plan_job(input, out, model, threshold, threads=1 if scheduler else 0)
+    done = []
+    try:
+        with open_executor(scheduler) if scheduler else contextlib.nullcontext() as executor:
+            for one in partitions_progress(score_partitions(job, names, executor), len(names)):
+                done.append(one)
+    except ClusterLost as error:
+        finished = sum(not one.code for one in done)
+        raise StepFailed(f"{error} {finished:,} of {len(names):,} partitions are done; repeat for the rest.") from error
+    if failures := describe_failures(done, out):
+        raise (StepFailed if any(one.code == 1 for one in done) else InputError)(failures)
+    print(describe_scored(done, out), file=sys.stderr)
+
+# %% ../nbs/18_cli.ipynb #d8ca4b7a
+def describe_scored(done: "Sequence[Scored]", out: str) -> str:
+    """One line on partitions of which none failed: how many, how many of them earlier, their rows and alerts."""
+    rows, alerts, kept = (sum(getattr(one, what) for one in done) for what in ("rows", "alerts", "kept"))
+    before = f" ({kept:,} of them earlier)" if kept else ""
+    return f"{rows:,} transactions scored, {alerts:,} alerts, in {len(done):,} partitions{before}, written to {out}"
+
+# %% ../nbs/18_cli.ipynb #2b0f097d
+def partitions_progress(outcomes: "Iterable[Scored]", total: int, every: float = 5.0) -> "Iterator[Scored]":
+    """`outcomes` as they are, with a bar on standard error if it is a terminal, else a line every `every` seconds."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        yield from tqdm(outcomes, total=total, unit="partition", dynamic_ncols=True)
+        return
+    spoken = time.monotonic()
+    for number, one in enumerate(outcomes, start=1):
+        yield one
+        if time.monotonic() - spoken >= every:
+            spoken = time.monotonic()
+            print(f"{number:,} of {total:,} partitions", file=sys.stderr, flush=True)
 
 # %% ../nbs/18_cli.ipynb #531f0cb2
 @app.command(hidden=True)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'public_url', 'parse_s3_url', 'base_name', 'normal_sha256', 'check_sha256', 'memory_path', 'source_id',
            'remember', 'recall', 'log_progress', 'progress', 'explain_os', 'check_target', 'check_file',
-           'explain_answer', 'explain_s3', 's3_errors', 'SharedLoader', 'aws_models', 's3_client', 'transfer_config',
+           'explain_answer', 'explain_s3', 's3_errors', 's3_client', 'transfer_config', 'kept_client', 's3_access',
            'explain_missing', 'find_object', 'check_crc32', 'transfer_object', 'download_data_from_s3',
            'upload_data_to_s3', 'is_loopback', 'check_url', 'url_pool', 'open_url', 'check_status', 'save_body',
            'download_once', 'explain_url', 'max_attempts', 'download_url', 'fetch', 'is_remote', 'parse_s3_prefix',
            'join_location', 'check_names_below', 'list_files', 'file_version', 'exists', 'get_bytes', 'read_bytes',
-           'read_end', 'store_file', 'store_bytes']
+           'read_end', 'store_file', 'store_bytes', 'open_model']
 
-# %% ../nbs/20_fetch.ipynb #9671a518
+# %% ../nbs/20_fetch.ipynb #f061b5c8
 import base64
 import contextlib
 import errno
@@ -25,6 +25,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -40,11 +41,10 @@ import botocore.session
 import urllib3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.loaders import Loader
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 from tqdm import tqdm
 
-from .model import file_sha256
+from .model import Model, ModelError, file_sha256, load_model
 from .schema import InputError, atomic_path, join_names, near_match, short
 
 log = logging.getLogger("fraudnb")
@@ -267,22 +267,7 @@ def s3_errors(source: str, path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         raise InputError(explain_os(error, path)) from error
 
-# %% ../nbs/20_fetch.ipynb #094df69c
-class SharedLoader(Loader):
-    """botocore's reader of descriptions, for many sessions: each adds its folder to a copy of the list of folders."""
-
-    @property
-    def search_paths(self) -> list[str]:
-        """The folders to look in, as a new list."""
-        return list(super().search_paths)
-
-# %% ../nbs/20_fetch.ipynb #ba535800
-@functools.cache
-def aws_models() -> Loader:
-    """The descriptions of AWS's services that botocore brings along, read once in a process."""
-    return SharedLoader()
-
-# %% ../nbs/20_fetch.ipynb #f8d468b2
+# %% ../nbs/20_fetch.ipynb #126076b2
 def s3_client() -> Any:
     """A boto3 S3 client: 10 s to connect, 30 s to read, and 5 attempts unless AWS_MAX_ATTEMPTS says otherwise.
 
@@ -291,7 +276,6 @@ def s3_client() -> Any:
     """
     session = botocore.session.get_session()
     try:
-        session.register_component("data_loader", aws_models())
         attempts = session.get_config_variable("max_attempts")
         retries = {"mode": "standard", "total_max_attempts": 5 if attempts is None else attempts}
         config = Config(
@@ -323,6 +307,23 @@ def transfer_config(client: Any) -> TransferConfig:
         num_download_attempts=client.meta.config.retries["total_max_attempts"],
         preferred_transfer_client="classic",  # the same code everywhere, whether awscrt is installed or not
     )
+
+# %% ../nbs/20_fetch.ipynb #3d705ee0
+@functools.lru_cache(maxsize=4)
+def kept_client(process: int, environment: frozenset[tuple[str, str]]) -> Any:
+    """`s3_client()`, made once for a process (connections are not for a fork) and its environment."""
+    return s3_client()
+
+# %% ../nbs/20_fetch.ipynb #f713dd29
+@contextlib.contextmanager
+def s3_access(source: str, path: str | os.PathLike) -> Iterator[Any]:
+    """Yield a client for a transfer between `source` on S3 and `path`, with errors as `s3_errors` tells them."""
+    try:
+        with s3_errors(source, path):
+            yield kept_client(os.getpid(), frozenset(os.environ.items()))
+    except InputError:
+        kept_client.cache_clear()
+        raise
 
 # %% ../nbs/20_fetch.ipynb #09dd4d0d
 def explain_missing(client: Any, bucket_name: str, key: str) -> str:
@@ -390,7 +391,7 @@ def transfer_object(client: Any, bucket_name: str, key: str, head: dict[str, Any
         )
     check_crc32(temporary, head, source)
 
-# %% ../nbs/20_fetch.ipynb #9df9eff0
+# %% ../nbs/20_fetch.ipynb #c2bc556a
 def download_data_from_s3(bucket_name: str, key: str, dst: str | Path, sha256: str = "") -> Path:
     """Fetch an object from S3 to the file `dst`, whole or not at all, and only if it has changed; gives back `dst`.
 
@@ -400,7 +401,7 @@ def download_data_from_s3(bucket_name: str, key: str, dst: str | Path, sha256: s
     Source: Amazon S3 API Reference, "HeadObject" and "GetObject".
     """
     dst, sha256, source = check_target(dst), normal_sha256(sha256), f"s3://{bucket_name}/{key}"
-    with s3_errors(source, dst), contextlib.closing(s3_client()) as client:
+    with s3_access(source, dst) as client:
         head = find_object(client, bucket_name, key)
         here = source_id(f"{client.meta.endpoint_url}/{bucket_name}/{key}")
         known = recall(dst, here, sha256)
@@ -412,7 +413,7 @@ def download_data_from_s3(bucket_name: str, key: str, dst: str | Path, sha256: s
             remember(dst, here, head.get("ETag", ""), temporary, check_sha256(temporary, sha256, source))
     return dst
 
-# %% ../nbs/20_fetch.ipynb #6247ea8b
+# %% ../nbs/20_fetch.ipynb #62db397d
 def upload_data_to_s3(src: str | Path, bucket_name: str, key: str) -> None:
     """Put the file `src` on S3; other readers see the old object or the new one, never a part.
 
@@ -420,7 +421,7 @@ def upload_data_to_s3(src: str | Path, bucket_name: str, key: str) -> None:
     Source: Amazon S3 User Guide, "Amazon S3 data consistency model" and "Checking object integrity".
     """
     src, source = check_file(src), f"s3://{bucket_name}/{key}"
-    with s3_errors(source, src), contextlib.closing(s3_client()) as client, open(src, "rb") as file:
+    with s3_access(source, src) as client, open(src, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         with progress(size, source) as advance:
             client.upload_fileobj(file, bucket_name, key, Config=transfer_config(client), Callback=advance)
@@ -642,7 +643,7 @@ def check_names_below(names: Iterable[str], location: str) -> list[str]:
             raise InputError(f"{location} has a file called {short(name, 200)}, which no folder can hold. Rename it.")
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
-# %% ../nbs/20_fetch.ipynb #e45ec6fb
+# %% ../nbs/20_fetch.ipynb #96f998de
 def list_files(location: str | os.PathLike) -> list[str]:
     """Names of all files below the folder or S3 prefix `location`, relative to it, with `/`, sorted.
 
@@ -652,7 +653,7 @@ def list_files(location: str | os.PathLike) -> list[str]:
     """
     if is_remote(location):
         source, (bucket, prefix) = str(location), parse_s3_prefix(str(location))
-        with s3_errors(source, source), contextlib.closing(s3_client()) as client:
+        with s3_access(source, source) as client:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
         names = [key.removeprefix(prefix) for key in keys if not key.endswith("/")]
@@ -663,30 +664,29 @@ def list_files(location: str | os.PathLike) -> list[str]:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return check_names_below(names, str(location))
 
-# %% ../nbs/20_fetch.ipynb #34bc70af
+# %% ../nbs/20_fetch.ipynb #2428e279
 def file_version(location: str | os.PathLike) -> str:
     """A text that changes when the file at `location` does: its size and ETag (S3) or modification time in ns (disk).
 
-    It is empty when there is no such file. Raises `InputError` for a missing bucket, rights, server.
+    It is empty when there is no such file. Raises `InputError` for missing rights or server.
     Source: Amazon S3 API Reference, "HeadObject".
     """
     if not is_remote(location):
         path = Path(location)
         return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else ""
     bucket, key = parse_s3_url(str(location))
-    with s3_errors(str(location), str(location)), contextlib.closing(s3_client()) as client:
+    with s3_access(str(location), str(location)) as client:
         try:
             head = client.head_object(Bucket=bucket, Key=key)
         except boto_errors.ClientError as error:
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
                 raise
-            client.head_bucket(Bucket=bucket)
             return ""
     return f"{head['ContentLength']} {head.get('ETag', '')}"
 
-# %% ../nbs/20_fetch.ipynb #4d953917
+# %% ../nbs/20_fetch.ipynb #8bff967a
 def exists(location: str | os.PathLike) -> bool:
-    """Whether there is a file at `location`; raises `InputError` for a missing bucket, rights, server."""
+    """Whether there is a file at `location`; raises `InputError` for missing rights or server."""
     return bool(file_version(location))
 
 # %% ../nbs/20_fetch.ipynb #4cc8f425
@@ -709,12 +709,12 @@ def get_bytes(client: Any, bucket_name: str, key: str, last: int = 0) -> bytes:
                 raise
     raise AssertionError("unreachable: the last attempt returns or raises")
 
-# %% ../nbs/20_fetch.ipynb #46b112b0
+# %% ../nbs/20_fetch.ipynb #b0b7ddc9
 def read_bytes(location: str | os.PathLike, last: int = 0) -> bytes:
     """The content of the file at `location`, or only its `last` bytes; raises `InputError` when it cannot be had."""
     if not is_remote(location):
         return read_end(check_file(location), last)
-    with s3_errors(str(location), str(location)), contextlib.closing(s3_client()) as client:
+    with s3_access(str(location), str(location)) as client:
         return get_bytes(client, *parse_s3_url(str(location)), last)
 
 # %% ../nbs/20_fetch.ipynb #f4ed4e22
@@ -742,12 +742,12 @@ def store_file(path: str | os.PathLike, location: str | os.PathLike) -> None:
     except OSError as error:
         raise InputError(explain_os(error, location)) from error
 
-# %% ../nbs/20_fetch.ipynb #60b56c0a
+# %% ../nbs/20_fetch.ipynb #2f23a1ce
 def store_bytes(data: bytes, location: str | os.PathLike) -> None:
     """Make `data` the content of the file at `location`, as `store_file` does. Source: "PutObject" of Amazon S3."""
     if is_remote(location):
         bucket, key = parse_s3_url(str(location))
-        with s3_errors(str(location), str(location)), contextlib.closing(s3_client()) as client:
+        with s3_access(str(location), str(location)) as client:
             client.put_object(Bucket=bucket, Key=key, Body=data)
         return
     try:
@@ -755,3 +755,20 @@ def store_bytes(data: bytes, location: str | os.PathLike) -> None:
             temporary.write_bytes(data)
     except OSError as error:
         raise InputError(explain_os(error, location)) from error
+
+# %% ../nbs/20_fetch.ipynb #882af02e
+def open_model(location: str | os.PathLike, threads: int = 0) -> Model:
+    """The model of the bundle in the folder or S3 prefix `location`, verified; raises `ModelError` and `InputError`.
+
+    `threads` is the number of threads a prediction may use (0: as many as there are cores).
+    """
+    if not is_remote(location):
+        return load_model(location, threads)
+    with tempfile.TemporaryDirectory(prefix="fraudnb-") as folder:
+        for name in list_files(location):
+            if name in ("card.json", "evaluation.json", "model.onnx"):
+                fetch(join_location(location, name), Path(folder))
+        try:
+            return load_model(folder, threads)
+        except ModelError as error:
+            raise ModelError(str(error).replace(folder, str(location).rstrip("/"))) from error
