@@ -47,12 +47,47 @@ def children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def timed(command: Sequence[str], folder: Path, log: Path, env: Mapping[str, str] | None = None) -> tuple[float, float]:
+@contextmanager
+def own_zygotes(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Yield `env` with a runtime folder of its own; at the end, end what was started in it and still runs.
+
+    The zygote of warm kernels goes on after the command that started it. With a runtime folder of its own, each
+    measured command starts from nothing, and what it left running can be told from others'.
+    """
+    with tempfile.TemporaryDirectory(prefix="run-") as folder:
+        try:
+            yield {**env, "XDG_RUNTIME_DIR": folder}
+        finally:
+            for process in left_running(folder):
+                process.kill()
+                process.wait()
+
+
+def left_running(runtime_folder: str) -> list[psutil.Process]:
+    """The processes that have `runtime_folder` as their runtime folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("XDG_RUNTIME_DIR") == runtime_folder:
+                found.append(process)
+        except psutil.Error:
+            continue  # it has ended, or is not ours to look at
+    return found
+
+
+def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    """User and system time of `processes` and of their children that have ended."""
+    times = [process.cpu_times() for process in processes]
+    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
+
+
+def timed(command: Sequence[str], folder: Path, log: Path, env: Mapping[str, str] = os.environ) -> tuple[float, float]:
     """Run `command` in `folder`, its output going to `log`: wall and CPU seconds; ends the program if it fails."""
-    with log.open("w") as output:
+    with log.open("w") as output, own_zygotes(env) as private:
         start, cpu = time.perf_counter(), children_seconds()
-        done = subprocess.run(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=env, check=False)
+        done = subprocess.run(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=private, check=False)
         seconds, cpu = time.perf_counter() - start, children_seconds() - cpu
+        cpu += cpu_seconds(left_running(private["XDG_RUNTIME_DIR"]))
     if done.returncode != 0:
         sys.exit(f"{shlex.join(command)} failed in {folder}:\n{log.read_text()}")
     return seconds, cpu

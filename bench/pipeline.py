@@ -21,6 +21,7 @@ has other work it says more than the wall time does.
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -36,7 +37,10 @@ from common import (
     CSV_BYTES_PER_ROW,
     ROOM_PER_CSV_BYTE,
     children_seconds,
+    cpu_seconds,
+    left_running,
     make_project,
+    own_zygotes,
     print_heading,
     proc_bytes,
     scratch_folder,
@@ -81,9 +85,9 @@ def tree_memory(runner: psutil.Process) -> tuple[int, int]:
 def measure(command: Sequence[str], folder: Path, log: Path) -> Usage:
     """Run `command` in `folder`, its output going to `log`, and measure it; ends the program if it fails."""
     tree = kernel = 0
-    with log.open("w") as output:
+    with log.open("w") as output, own_zygotes(os.environ) as env:
         start, cpu = time.perf_counter(), children_seconds()
-        with subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT) as running:
+        with subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=env) as running:
             runner = psutil.Process(running.pid)
             while running.poll() is None:
                 looked = time.perf_counter()
@@ -91,10 +95,11 @@ def measure(command: Sequence[str], folder: Path, log: Path) -> Usage:
                 tree, kernel = max(tree, now[0]), max(kernel, now[1])
                 # looking at a large process takes its time: leave the measured ones most of it
                 wait_for(running, max(POLL_SECONDS, 5 * (time.perf_counter() - looked)))
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, children_seconds() - cpu
+        cpu += cpu_seconds(left_running(env["XDG_RUNTIME_DIR"]))
     if running.returncode != 0:
         sys.exit(f"{shlex.join(command)} failed in {folder}:\n{log.read_text()}")
-    return Usage(seconds, children_seconds() - cpu, tree / 2**20, kernel / 2**20)
+    return Usage(seconds, cpu, tree / 2**20, kernel / 2**20)
 
 
 def wait_for(running: subprocess.Popen, seconds: float) -> None:
