@@ -14,6 +14,7 @@ only.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import psutil
-from common import alternate, markdown, median_and_range, print_heading, proc_bytes
+from common import alternate, markdown, median_and_range, own_zygotes, print_heading, proc_bytes
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
@@ -137,15 +138,18 @@ def main() -> None:
     names = (options.plain, options.warm)
     print_heading()
     print(f"Imports: {', '.join(MODULES)}\n", flush=True)
-    first = {name: measure_start(name) for name in names}
-    print(", ".join(f"first start of {name}: {took.ready:.2f} s" for name, took in first.items()), end="\n\n")
-    results = alternate({name: lambda name=name: measure_start(name) for name in names}, options.starts)
-    print(
-        f"### {options.starts} starts of each, in turns: medians (and ranges)\n\n{starts_table(results)}\n", flush=True
-    )
-    if options.alive:
-        memory = {name: measure_memory(name, options.alive) for name in names}
-        print(f"### {options.alive} kernels alive at once: PSS\n\n{memory_table(memory, options.alive)}")
+    with own_zygotes(os.environ) as private:
+        os.environ.update(private)
+        first = {name: measure_start(name) for name in names}
+        print(", ".join(f"first start of {name}: {took.ready:.2f} s" for name, took in first.items()), end="\n\n")
+        results = alternate({name: lambda name=name: measure_start(name) for name in names}, options.starts)
+        print(
+            f"### {options.starts} starts of each, in turns: medians (and ranges)\n\n{starts_table(results)}\n",
+            flush=True,
+        )
+        if options.alive:
+            memory = {name: measure_memory(name, options.alive) for name in names}
+            print(f"### {options.alive} kernels alive at once: PSS\n\n{memory_table(memory, options.alive)}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ papermill-pool         papermill.execute_notebook in a pool of two processes: a 
 ploomber               ploomber_engine.execute_notebook in a pool of two processes: notebooks run inside them, where
                        scrapbook finds no kernel and records nothing. Left out if it is not installed:
                        pip install ploomber-engine
-bare                   bench/bare.py in a pool of two processes: the notebooks' run cells as plain functions, with their
-                       figures and tables rendered, without lessons, kernels or executed copies
+bare                   bench/bare.py in a pool of two processes that import everything once: the code of the notebooks'
+                       run cells, compiled once, with their figures and tables rendered, without lessons, kernels or
+                       executed copies
 bare-without-figures   the same, nothing drawn
 
 The 24 runs ask how much of a model's worth is luck when training rows are undersampled 1:1: a logistic regression and a

@@ -41,16 +41,16 @@ def run_ploomber(folder: Path) -> None:
 
 
 def run_bare(folder: Path, figures: bool = True) -> None:
-    """The run in `folder` by plain functions, in this process."""
+    """The run in `folder` by the run cells' plain code, in this process."""
     import bare
 
     values = json.loads((folder / "values.json").read_text())
-    bare.train(values["03_train"], figures)
-    bare.evaluate(values["04_evaluate"], figures)
+    for stem in NOTEBOOKS:
+        bare.run_notebook(stem, values[stem], figures)
 
 
 def run_bare_without_figures(folder: Path) -> None:
-    """The run in `folder` by plain functions that draw nothing."""
+    """The same, nothing drawn."""
     run_bare(folder, figures=False)
 
 
