@@ -16,6 +16,7 @@ only.
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,8 @@ def running_kernel(name: str) -> Iterator[tuple[KernelManager, Start]]:
     with TemporaryDirectory(prefix="kernel-") as sockets:
         start = time.perf_counter()
         manager = KernelManager(kernel_name=name, transport="ipc", ip=f"{sockets}/socket")
-        manager.start_kernel()
+        # a plain kernel prints how to connect to it
+        manager.start_kernel(stdout=subprocess.DEVNULL)
         client = manager.client()
         client.start_channels()
         try:
