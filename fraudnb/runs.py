@@ -7,17 +7,19 @@ __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipel
            'parse_parameters', 'read_parameters', 'read_cells', 'value_fits', 'parse_value', 'check_value',
            'check_parameters', 'check_running', 'read_values', 'plan_run', 'check_name', 'run_folders', 'as_number',
            'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers', 'write_metrics', 'free_names',
-           'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'StepFailed', 'running_cell', 'failure',
-           'kernel_settings', 'register_engine', 'shorten_streams', 'execute', 'run_notebook', 'run_plan',
-           'normal_code', 'imported_modules', 'notebook_source']
+           'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'library_text', 'library_import', 'use_library',
+           'StepFailed', 'running_cell', 'failure', 'kernel_settings', 'register_engine', 'shorten_streams', 'execute',
+           'run_notebook', 'run_plan', 'normal_code', 'imported_modules', 'notebook_source']
 
-# %% ../nbs/13_runs.ipynb #263ca863
+# %% ../nbs/13_runs.ipynb #5c75bff3
 import ast
+import functools
 import io
 import json
 import logging
 import math
 import os
+import re
 import sys
 import tokenize
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -316,8 +318,9 @@ def names_of(source: str) -> tuple[set[str], set[str], bool]:
     free = free_names(tree, bound)
     return free, bound, any(isinstance(node, ast.FunctionDef | ast.Lambda) for node in ast.walk(tree))
 
-# %% ../nbs/13_runs.ipynb #1dc76e35
-def needed_cells(sources: Sequence[str], steps: Sequence[bool]) -> list[bool]:
+# %% ../nbs/13_runs.ipynb #84066f41
+@functools.lru_cache(maxsize=32)
+def needed_cells(sources: tuple[str, ...], steps: tuple[bool, ...]) -> list[bool]:
     """Which of the code cells `sources` have to run for those marked in `steps` to do their work."""
     if not any(steps):
         return [True] * len(sources)
@@ -333,18 +336,54 @@ def needed_cells(sources: Sequence[str], steps: Sequence[bool]) -> list[bool]:
                 late |= free if function else set()
     return needed
 
-# %% ../nbs/13_runs.ipynb #75a7eef9
+# %% ../nbs/13_runs.ipynb #365cb6d4
 def mark_lessons(cells: Sequence[dict[str, Any]]) -> None:
     """Tag with `skip-execution` those of a notebook's `cells` that its working cells do not need."""
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    sources = ["".join(cell["source"]) for cell in code]
+    sources = tuple("".join(cell["source"]) for cell in code)
     working = [source.startswith("#| eval: false") for source in sources]
     tags = [cell["metadata"].setdefault("tags", []) for cell in code]
     given = [any(working) and bool({"parameters", "injected-parameters"} & set(one)) for one in tags]
-    steps = [one or other for one, other in zip(working, given, strict=True)]
+    steps = tuple(one or other for one, other in zip(working, given, strict=True))
     for needed, one in zip(needed_cells(sources, steps), tags, strict=True):
         if not needed:
             one.append("skip-execution")
+
+# %% ../nbs/13_runs.ipynb #b71aede7
+def library_text(source: str) -> str:
+    """The export cell `source` as nbdev writes it to a module of fraudnb."""
+    lines = [line for line in source.strip().splitlines() if not line.startswith("#|")]
+    return re.sub(r"^from fraudnb\.", "from .", "\n".join(lines), flags=re.MULTILINE).strip()
+
+# %% ../nbs/13_runs.ipynb #82c7bd4c
+@functools.lru_cache(maxsize=32)
+def library_import(sources: tuple[str, ...], module: Path) -> str:
+    """An import of all names that the export cells `sources` bind, if each is in `module` word for word; else empty."""
+    if not sources or not module.is_file():
+        return ""
+    text = re.sub(r"^# %% .*$", "# %%", module.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = {part.strip() for part in text.split("# %%\n")}
+    if any(library_text(source) not in parts for source in sources):
+        return ""
+    names = sorted(set().union(*(names_of(source)[1] for source in sources)))
+    return f"from {module.parent.name}.{module.stem} import ({', '.join(names)})" if "*" not in names else ""
+
+# %% ../nbs/13_runs.ipynb #92a202ab
+def use_library(cells: list[Any], library: Path, new_cell: Callable[[str], Any]) -> None:
+    """Let one import take the place of the export cells among a notebook's `cells` that are to be run, if it can."""
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in code]
+    named = next((source.split()[-1] for source in sources if source.startswith("#| default_exp ")), "")
+    exported = [
+        cell
+        for cell, source in zip(code, sources, strict=True)
+        if source.startswith("#| export\n") and "skip-execution" not in cell["metadata"]["tags"]
+    ]
+    taken = library_import(tuple("".join(cell["source"]) for cell in exported), library / f"{named}.py")
+    if taken:
+        cells.insert(cells.index(exported[0]), new_cell(taken))
+        for cell in exported:
+            cell["metadata"]["tags"].append("skip-execution")
 
 # %% ../nbs/13_runs.ipynb #e0ef0e29
 class StepFailed(Exception):
@@ -412,10 +451,15 @@ def kernel_settings(engine: str, sockets: Path) -> dict[str, Any]:
     manager["client_class"] = "fraudnb.kernels.PromptClient"
     return {"kernel_name": WARM_KERNEL, "config": Config(KernelManager=manager)}
 
-# %% ../nbs/13_runs.ipynb #1be06f73
+# %% ../nbs/13_runs.ipynb #73bfd41a
 def register_engine() -> str:
     """Tell papermill of the engine that executes the pipeline's notebooks, and return its name."""
+    from nbformat.v4 import new_code_cell
     from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
+
+    import fraudnb
+
+    library = Path(fraudnb.__file__).parent
 
     class Manager(NotebookExecutionManager):
         def save(self, **kwargs: Any) -> None:
@@ -429,6 +473,7 @@ def register_engine() -> str:
         @classmethod
         def execute_notebook(cls, nb: Any, kernel_name: str, output_path: str | None = None, **options: Any) -> Any:
             mark_lessons(nb.cells)
+            use_library(nb.cells, library, lambda source: new_code_cell(source, metadata={"tags": ["library"]}))
             manager = Manager(nb, output_path, progress_bar=options.pop("progress_bar"), autosave_cell_every=0)
             manager.notebook_start()
             try:

@@ -672,7 +672,7 @@ def show_leaderboard(table: pd.DataFrame, by: str, rows: int = 20) -> Any:
         shown.add_row(row["run"], *(str(row[one]) for one in varied), *values, interval, alike, f"{row['seconds']:.1f}")
     return shown
 
-# %% ../nbs/14_sweep.ipynb #4f587dc9
+# %% ../nbs/14_sweep.ipynb #7d037602
 def tell_apart(table: pd.DataFrame, by: str) -> str:
     """A sentence on which runs of `table` (of `leaderboard`) cannot be told apart from the first."""
     if table["low"].isna().all():
@@ -681,8 +681,8 @@ def tell_apart(table: pd.DataFrame, by: str) -> str:
     if alike.empty:
         return f"The first, {table['run'].iloc[0]}, is ahead of all others: its value lies outside their intervals."
     return (
-        f"≈ {len(alike)} of the {len(table) - 1} others cannot be told apart from the first by the test rows: its value "
-        f"lies within their intervals ({', '.join(alike.head(5))}{' ...' if len(alike) > 5 else ''})."
+        f"≈ {len(alike)} of the {len(table) - 1} others cannot be told apart from the first by the test rows: its "
+        f"value lies within their intervals ({', '.join(alike.head(5))}{' ...' if len(alike) > 5 else ''})."
     )
 
 # %% ../nbs/14_sweep.ipynb #9b9752ee
