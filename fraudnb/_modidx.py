@@ -252,6 +252,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'fraudnb.runs.find_notebook': ('runs.html#find_notebook', 'fraudnb/runs.py'),
                               'fraudnb.runs.free_names': ('runs.html#free_names', 'fraudnb/runs.py'),
                               'fraudnb.runs.imported_modules': ('runs.html#imported_modules', 'fraudnb/runs.py'),
+                              'fraudnb.runs.in_thread': ('runs.html#in_thread', 'fraudnb/runs.py'),
                               'fraudnb.runs.inner_names': ('runs.html#inner_names', 'fraudnb/runs.py'),
                               'fraudnb.runs.kernel_settings': ('runs.html#kernel_settings', 'fraudnb/runs.py'),
                               'fraudnb.runs.library_import': ('runs.html#library_import', 'fraudnb/runs.py'),

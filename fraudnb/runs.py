@@ -9,9 +9,9 @@ __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipel
            'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers', 'write_metrics', 'free_names',
            'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'library_text', 'library_import', 'use_library',
            'StepFailed', 'running_cell', 'failure', 'kernel_settings', 'register_engine', 'shorten_streams', 'execute',
-           'run_notebook', 'run_plan', 'normal_code', 'imported_modules', 'notebook_source']
+           'run_notebook', 'run_plan', 'in_thread', 'normal_code', 'imported_modules', 'notebook_source']
 
-# %% ../nbs/13_runs.ipynb #5c75bff3
+# %% ../nbs/13_runs.ipynb #3e7cf746
 import ast
 import functools
 import io
@@ -21,8 +21,10 @@ import math
 import os
 import re
 import sys
+import threading
 import tokenize
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -560,14 +562,38 @@ def run_notebook(
     failed.unlink(missing_ok=True)
     return output
 
-# %% ../nbs/13_runs.ipynb #ad45b5cd
-def run_plan(plan: Iterable[tuple[Path, Mapping[str, Any]]], folder: Path, engine: str = "warm") -> Iterable[Path]:
-    """Execute the notebooks of `plan` in order into `folder`, yielding each executed copy as it is done."""
-    for notebook, parameters in plan:
-        output = run_notebook(notebook, folder / notebook.name, parameters, engine)
+# %% ../nbs/13_runs.ipynb #4e63e47d
+def run_plan(plan: Sequence[tuple[Path, Mapping[str, Any]]], folder: Path, engine: str = "warm") -> Iterable[Path]:
+    """Execute the notebooks of `plan` in order into `folder`, yielding each executed copy as it is done.
+
+    01_explore runs beside those after it, and comes last. Raises `InputError` and `StepFailed`.
+    """
+    aside: list[Future] = []
+    for number, (notebook, parameters) in enumerate(plan, start=1):
+        job = functools.partial(run_notebook, notebook, folder / notebook.name, parameters, engine)
+        if notebook.stem == "01_explore" and number < len(plan):
+            aside.append(in_thread(job))
+            continue
+        output = job()
         if notebook.stem == "04_evaluate":
             write_metrics(output, folder / "metrics.json")
         yield output
+    for future in aside:
+        yield future.result()
+
+# %% ../nbs/13_runs.ipynb #1cf7b01a
+def in_thread(job: Callable[[], Any]) -> Future:
+    """A future of `job()`, which runs in a daemon thread."""
+    future: Future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(job())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 # %% ../nbs/13_runs.ipynb #13ad8bb1
 def normal_code(source: str) -> str:
