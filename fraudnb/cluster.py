@@ -54,8 +54,8 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     threading.Thread(target=work, daemon=True).start()
     return answer.result(timeout=seconds)
 
-# %% ../nbs/21_cluster.ipynb #75d5e533
-def connect(scheduler: str, seconds: float = 6) -> "Client":
+# %% ../nbs/21_cluster.ipynb #afb471fc
+def connect(scheduler: str, seconds: float = 5) -> "Client":
     """A Dask client of the scheduler; raises `ClusterLost` without an answer within `seconds`, and `InputError`."""
     try:
         from distributed import Client
@@ -169,7 +169,7 @@ def count_workers(client: "Client", seconds: float = 5) -> int:
     """The number of workers, by the scheduler; raises `OSError` (also `TimeoutError`) when it does not answer."""
     return client.sync(client.scheduler.identity, n_workers=0, callback_timeout=seconds)["n_workers"]
 
-# %% ../nbs/21_cluster.ipynb #042d2183
+# %% ../nbs/21_cluster.ipynb #bee15626
 def watch(client: "Client", stop: threading.Event, patience: float) -> str:
     """Wait until `stop` is set (then empty), or say what the cluster lacked for longer than `patience` seconds."""
     heard = manned = time.monotonic()
@@ -177,7 +177,7 @@ def watch(client: "Client", stop: threading.Event, patience: float) -> str:
         if client.status != "running":
             return BROKEN_OFF
         try:
-            workers, heard = count_workers(client), time.monotonic()
+            workers, heard = count_workers(client, min(5, patience)), time.monotonic()
             manned = heard if workers else manned
         except (OSError, AttributeError) as error:  # Dask drops the scheduler of a client that is being closed
             log.debug("no answer from the scheduler: %s", error)

@@ -7,7 +7,7 @@ __all__ = ['model_lock', 'check_names', 'as_numbers', 'checked_probability', 'de
            'read_blocks', 'score_blocks', 'some_rows', 'write_blocks', 'on_disk', 'local_input', 'local_output',
            'bundle_at', 'score_file', 'is_folder', 'list_partitions', 'Job', 'absolute', 'plan_job', 'load_shared',
            'shared_model', 'content_id', 'make_proof', 'read_footer', 'read_proof', 'Scored', 'while_unchanged',
-           'score_new', 'score_partition', 'score_partitions', 'outcome', 'describe_failures']
+           'score_new', 'score_partition', 'score_partitions', 'workers_died', 'seen_from_here', 'describe_failures']
 
 # %% ../nbs/05_score.ipynb #622f149e
 import json
@@ -404,34 +404,46 @@ def score_partition(job: Job, name: str) -> Scored:
         reason = f"{str(error).strip() or type(error).__name__}{where}"
         return Scored(name, reason=reason, code=2 if isinstance(error, InputError | ModelError) else 1)
 
-# %% ../nbs/05_score.ipynb #964e1eb5
+# %% ../nbs/05_score.ipynb #c6d9f809
 def score_partitions(job: Job, names: Sequence[str], executor: Executor | None = None) -> Iterator[Scored]:
     """What became of each of the partitions `names`, in the order in which they are done; raises `ClusterLost`."""
     if executor is None:
         yield from (score_partition(job, name) for name in names)
         return
     waiting = {executor.submit(score_partition, job, name): name for name in names}
-    yield from (outcome(job, waiting[future], future) for future in as_completed(waiting))
+    suspects = []
+    for future in as_completed(waiting):
+        if workers_died(future):
+            suspects.append(waiting[future])
+        else:
+            yield seen_from_here(job, future.result())
+    for name in suspects:
+        future = executor.submit(score_partition, job, name)
+        died = workers_died(future)
+        yield Scored(name, reason=str(future.exception()), code=1) if died else seen_from_here(job, future.result())
 
-# %% ../nbs/05_score.ipynb #3e5420b6
-def outcome(job: Job, name: str, future: Future) -> Scored:
-    """What became of the partition `name` that a worker scored, seen from here; raises `ClusterLost`."""
+# %% ../nbs/05_score.ipynb #011f4909
+def workers_died(future: Future) -> bool:
+    """Whether the workers died under a task, once it has ended; raises `ClusterLost`, and what is no such failure."""
     from fraudnb.cluster import ClusterLost
-    from fraudnb.fetch import exists, join_location
     from fraudnb.runs import StepFailed
 
-    try:
-        scored = future.result()
-    except ClusterLost:
-        raise
-    except StepFailed as error:
-        return Scored(name, reason=str(error), code=1)
-    if on_disk(job.out) and not scored.code and not exists(join_location(job.out, name)):
-        reason = f"It was written to the disk of another machine. {job.out} must be on S3, or on a disk that all share."
-        return Scored(name, reason=reason, code=1)
-    return scored
+    error = future.exception()
+    if isinstance(error, ClusterLost) or not isinstance(error, StepFailed | None):
+        raise error
+    return error is not None
 
-# %% ../nbs/05_score.ipynb #6da48b47
+# %% ../nbs/05_score.ipynb #00a294f6
+def seen_from_here(job: Job, scored: Scored) -> Scored:
+    """`scored` by a worker, or a failure when its output, meant for a disk, is not on the one that is here."""
+    from fraudnb.fetch import exists, join_location
+
+    if not on_disk(job.out) or scored.code or exists(join_location(job.out, scored.name)):
+        return scored
+    reason = f"It was written to the disk of another machine. {job.out} must be on S3, or on a disk that all share."
+    return Scored(scored.name, reason=reason, code=1)
+
+# %% ../nbs/05_score.ipynb #acae6cb2
 def describe_failures(scored: Sequence[Scored], out: str, most: int = 5) -> str:
     """One paragraph on the partitions that failed, the first `most` with their reasons; empty when none did."""
     failed = sorted((one for one in scored if one.code), key=lambda one: one.name)
@@ -439,7 +451,7 @@ def describe_failures(scored: Sequence[Scored], out: str, most: int = 5) -> str:
         return ""
     reasons = " ".join(f"{one.name}: {one.reason}" for one in failed[:most])
     more = f" And {len(failed) - most:,} more." if len(failed) > most else ""
-    others = f"The other {len(scored) - len(failed):,} are in {out}. " if len(scored) > len(failed) else ""
+    others = f"The others are in {out}. " if len(scored) > len(failed) else ""
     return (
         f"{len(failed):,} of {len(scored):,} partitions failed. {reasons}{more} {others}"
         "When that is mended, the same command does what is missing."
