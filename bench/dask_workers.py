@@ -5,30 +5,31 @@
     python bench/dask_workers.py --workers 1 2 --runs 8 --repeats 3
 
 The runs are those of bench/sweep.py. Scheduler and workers are `dask scheduler` and `dask worker` on loopback, each
-worker a process of one thread, in a folder of its own; parts of the table and results lie on a real S3 server (rclone),
-which is started here: the workers share nothing else with the command. Efficiency is the rate per worker, as a share of
-the rate of one worker; with more workers than cores it says how the cores are shared.
+worker a process of one thread, in an empty folder of its own; notebooks, the parts of the table and the results lie on
+a real S3 server (rclone), which is started here. Workers of a cluster live long, so each has done a few other runs
+before the clock starts (`--cold`: none). Efficiency is the rate per worker, as a share of the rate of one worker; with
+more workers than cores it says how the cores are shared.
 
 The scheduler's overhead is the time that 1,000 runs that do nothing take through `Client.get_executor()`, divided by
 1,000, once submitted together and once one after the other.
 """
 
 import argparse
-import json
+import itertools
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from common import BIN, ROOT, alternate, make_project, markdown, median_and_range, print_heading, scratch_folder, timed
+from common import BIN, ROOT, alternate, markdown, median_and_range, own_zygotes, print_heading, scratch_folder, timed
 from distributed import Client
-from sweep import ENVIRONMENT, GRID, RUNS_PER_SEED, grid_options, prepare_project
+from sweep import ENVIRONMENT, GRID, RUNS_PER_SEED, prepare_project, sweep_command, sweep_records
 
 sys.path.insert(0, str(ROOT / "tests"))
 from conftest import free_port, start_rclone
@@ -36,6 +37,8 @@ from conftest import free_port, start_rclone
 TRIVIAL_RUNS = 1000
 BUCKET = "bench"
 WAIT_SECONDS = 120
+# seeds of the runs before the clock starts, one seed a worker; the sweep itself has smaller ones
+WARM_SEED = 1000
 
 
 @contextmanager
@@ -62,26 +65,28 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def cluster(folder: Path, workers: int, env: dict[str, str]) -> Iterator[str]:
+def cluster(folder: Path, workers: int, env: Mapping[str, str]) -> Iterator[str]:
     """A Dask scheduler and `workers` workers of one thread, each in its own folder below `folder`; the address."""
-    address = f"tcp://127.0.0.1:{free_port()}"
-    port = address.rpartition(":")[2]
+    port = str(free_port())
+    address = f"tcp://127.0.0.1:{port}"
+    (folder / "tmp").mkdir(parents=True)
     with ExitStack() as stack:
+        # what the workers fetch from S3 is kept in their temporary folder
+        private = stack.enter_context(own_zygotes(env)) | {"TMPDIR": str(folder / "tmp")}
         words = ["scheduler", "--host", "127.0.0.1", "--port", port, "--dashboard-address", "127.0.0.1:0"]
-        stack.enter_context(background([str(BIN / "dask"), *words], folder / "scheduler", env))
+        stack.enter_context(background([str(BIN / "dask"), *words], folder / "scheduler", private))
         for number in range(workers):
             words = ["worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
-            stack.enter_context(background([str(BIN / "dask"), *words], folder / f"worker-{number}", env))
+            stack.enter_context(background([str(BIN / "dask"), *words], folder / f"worker-{number}", private))
         with Client(address, timeout=WAIT_SECONDS) as client:
             client.wait_for_workers(workers, timeout=WAIT_SECONDS)
         yield address
 
 
 @contextmanager
-def background(command: Sequence[str], folder: Path, env: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """`command` running in a project of its own at `folder`, ended at the end."""
+def background(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen]:
+    """`command` running in the new folder `folder`, ended at the end."""
     folder.mkdir(parents=True)
-    make_project(folder)
     with (folder / "output.log").open("w") as log:
         running = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -91,23 +96,31 @@ def background(command: Sequence[str], folder: Path, env: dict[str, str]) -> Ite
         running.wait()
 
 
-def sweep_seconds(folder: Path, project: Path, env: dict[str, str], workers: int, runs: int) -> float:
-    """Seconds that the sweep takes on a new cluster of `workers`; ends the program unless every run is done."""
-    number = len(list(project.glob("sweep-*.log")))
-    name = f"sweep-{number}"
-    grid = GRID | {"seed": list(range(runs // RUNS_PER_SEED)), "data_folder": [f"s3://{BUCKET}/data/main"]}
+def sweep_seconds(folder: Path, env: Mapping[str, str], workers: int, runs: int, cold: bool) -> float:
+    """Seconds that the sweep of the project in `folder` takes on a new cluster of `workers`."""
+    name = f"cluster-{next(number for number in itertools.count() if not (folder / f'cluster-{number}').exists())}"
     with cluster(folder / name, workers, env) as address:
-        command = [str(BIN / "fraudnb"), "sweep", "03_train", "--then", "04_evaluate", *grid_options(grid)]
-        command += ["--name", name, "--scheduler", address]
-        seconds, _ = timed(command, project, project / f"{name}.log", env)
-    done = [json.loads(path.read_text())["status"] for path in (project / "runs" / name).glob("*/run.json")]
-    if done != ["done"] * runs:
-        sys.exit(f"{name} did not do its {runs} runs: {done}")
+        if not cold:
+            others = range(WARM_SEED, WARM_SEED + workers)
+            sweep_on_cluster(folder, env, address, f"{name}-warm", others)
+        return sweep_on_cluster(folder, env, address, name, range(runs // RUNS_PER_SEED))
+
+
+def sweep_on_cluster(folder: Path, env: Mapping[str, str], address: str, name: str, seeds: Sequence[int]) -> float:
+    """Seconds of the sweep `name` over `seeds` at the scheduler `address`; ends the program unless all is done."""
+    command = [
+        *sweep_command(GRID | {"seed": list(seeds)}),
+        *("-p", "data_folder", f"s3://{BUCKET}/data/main", "--name", f"s3://{BUCKET}/{name}", "--scheduler", address),
+    ]
+    seconds, _ = timed(command, folder / "project", folder / f"{name}.log", env)
+    done = sweep_records(folder / "store" / BUCKET / name)
+    if len(done) != RUNS_PER_SEED * len(seeds):
+        sys.exit(f"{name} has {len(done)} runs, not {RUNS_PER_SEED * len(seeds)}.")
     return seconds
 
 
-def upload_parts(project: Path, env: dict[str, str]) -> None:
-    """Put the prepared table and its parts into the bucket, under data/main/."""
+def upload_parts(project: Path, env: Mapping[str, str]) -> None:
+    """Move the prepared table and its parts into the bucket, under data/main/."""
     program = (
         "import sys; from pathlib import Path; from fraudnb.fetch import upload_data_to_s3\n"
         "for path in Path(sys.argv[1]).glob('*.parquet'):\n"
@@ -115,7 +128,6 @@ def upload_parts(project: Path, env: dict[str, str]) -> None:
     )
     words = [sys.executable, "-c", program, str(project / "data" / "main"), BUCKET]
     timed(words, project, project / "upload.log", env)
-    # so that a sweep that quietly read the local parts would fail
     shutil.rmtree(project / "data")
 
 
@@ -156,7 +168,7 @@ def workers_table(results: dict[int, list[float]], runs: int) -> str:
     return markdown(["workers", "wall s", "runs a minute", "speed-up", "efficiency"], rows)
 
 
-def measure_overhead(folder: Path, env: dict[str, str], workers: int, repeats: int) -> str:
+def measure_overhead(folder: Path, env: Mapping[str, str], workers: int, repeats: int) -> str:
     """A table of the scheduler's overhead per run with `workers` workers."""
     with cluster(folder / "overhead", workers, env | {"PYTHONPATH": python_path()}) as address:
         measured = [overhead_seconds(address, TRIVIAL_RUNS) for _ in range(repeats)]
@@ -179,6 +191,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=46_857, help="synthetic rows (default: 46857)")
     parser.add_argument("--runs", type=int, default=24, help="runs of the sweep, a multiple of 4; 0: only the overhead")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="default: 1 2 4")
+    parser.add_argument("--cold", action="store_true", help="workers that have done nothing before")
     parser.add_argument("--repeats", type=int, default=1, help="rounds of which to take medians (default: 1)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this new folder and leave it there")
     options = parser.parse_args()
@@ -201,7 +214,8 @@ def main() -> None:
         project = prepare_project(folder / "project", source)
         upload_parts(project, env)
         sides = {
-            workers: partial(sweep_seconds, folder, project, env, workers, options.runs) for workers in options.workers
+            workers: partial(sweep_seconds, folder, env, workers, options.runs, options.cold)
+            for workers in options.workers
         }
         results = alternate(sides, options.repeats)
     title = options.data.name if options.data else f"{options.rows:,} synthetic rows"

@@ -45,13 +45,9 @@ from common import BIN, ROOT, alternate, make_project, markdown, median_and_rang
 from fraudnb.runs import find_notebook, read_parameters
 
 NOTEBOOKS = ("03_train", "04_evaluate")
-GRID: dict[str, list[Any]] = {
-    "model": ["logistic_regression", "decision_tree"],
-    "sampler": ["undersample"],
-    "use_time": [False, True],
-    "jobs": [1],
-}
-# of the two models with and without time
+# 03_train's parameters that differ from run to run, together with the seed, and those that do not
+GRID: dict[str, list[Any]] = {"model": ["logistic_regression", "decision_tree"], "use_time": [False, True]}
+FIXED: dict[str, Any] = {"sampler": "undersample", "jobs": 1}
 RUNS_PER_SEED = 4
 SIDES = ("sweep", "papermill-shell", "papermill-pool", "ploomber", "bare", "bare-without-figures")
 ENVIRONMENT = os.environ | {
@@ -78,7 +74,7 @@ def parameter_sets(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def run_key(values: Mapping[str, Any]) -> str:
-    """What tells a run of `GRID` from the others."""
+    """What tells a run of the grid from the others."""
     return f"{values['model']}, use_time {values['use_time']}, seed {values['seed']}"
 
 
@@ -88,9 +84,10 @@ def prepare_runs(project: Path, parent: Path, grid: Mapping[str, Sequence[Any]])
     for number, chosen in enumerate(parameter_sets(grid)):
         folder = parent / f"{number:03}"
         folder.mkdir(parents=True)
-        given = chosen | {"model_folder": str(folder / "model"), "run_folder": str(folder)}
+        folders = {"model_folder": str(folder / "model"), "run_folder": str(folder)}
+        given = {"03_train": folders | FIXED | chosen, "04_evaluate": folders}
         values = {
-            stem: {name: given.get(name, one.default) for name, one in parameters.items()}
+            stem: {name: given[stem].get(name, one.default) for name, one in parameters.items()}
             for stem, parameters in declared.items()
         }
         (folder / "values.json").write_text(json.dumps(values))
@@ -121,48 +118,45 @@ def shell_loop(workers: int) -> list[str]:
     return ["sh", "-c", f'ls -d {{folder}}/*/ | xargs -P {workers} -I% sh -c "{" && ".join(steps)}"']
 
 
-def run_sweep(project: Path, grid: Mapping[str, Sequence[Any]], workers: int, more: Sequence[str] = ()) -> Took:
+def run_sweep(project: Path, grid: Mapping[str, Sequence[Any]], workers: int) -> Took:
     """Do all runs of `grid` by `fraudnb sweep`."""
     folder = new_folder(project, "sweep")
     folder.mkdir(parents=True)
-    command = [
-        *(str(BIN / "fraudnb"), "sweep", "03_train", "--then", "04_evaluate", *grid_options(grid)),
-        *("--name", folder.name, "--workers", str(workers), *more),
-    ]
-    return Took(*timed(command, project, project / f"{folder.name}.log", ENVIRONMENT), [])
+    command = [*sweep_command(grid), "--name", folder.name, "--workers", str(workers)]
+    used = timed(command, project, folder.with_suffix(".log"), ENVIRONMENT)
+    return Took(*used, [record["seconds"]["all"] for record in sweep_records(folder)])
 
 
-def grid_options(grid: Mapping[str, Sequence[Any]]) -> list[str]:
-    """`grid` as options of `fraudnb sweep`."""
-    named = {name: ",".join(json.dumps(value).strip('"') for value in values) for name, values in grid.items()}
-    return [word for name, values in named.items() for word in ("-g", f"{name}={values}")]
+def sweep_command(grid: Mapping[str, Sequence[Any]]) -> list[str]:
+    """`fraudnb sweep` of both notebooks over `grid`, without where and by whom."""
+    texts = {name: ",".join(json.dumps(value).strip('"') for value in values) for name, values in grid.items()}
+    vary = [word for name, text in texts.items() for word in ("-g", f"{name}={text}")]
+    fixed = [word for name, value in FIXED.items() for word in ("-p", name, str(value))]
+    return [str(BIN / "fraudnb"), "sweep", "03_train", "--then", "04_evaluate", *vary, *fixed]
+
+
+def sweep_records(folder: Path) -> list[dict[str, Any]]:
+    """What `fraudnb sweep` noted of each run below `folder`; ends the program if one is not done."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*/run.json"))]
+    for record in records:
+        if record["status"] != "done":
+            sys.exit(f"The run {record['key']} in {folder} is not done: {record}")
+    return records
 
 
 def average_precisions(parent: Path) -> dict[str, float]:
     """The average precision of each finished run below `parent` by its `run_key`."""
-    found = {}
-    for folder in sorted(one for one in parent.iterdir() if one.is_dir()):
-        if (folder / "values.json").exists():
-            values = json.loads((folder / "values.json").read_text())["03_train"]
-            numbers = json.loads((folder / "model" / "evaluation.json").read_text())["metrics"]
-        else:
-            values = sweep_values(folder)
-            numbers = json.loads((folder / "metrics.json").read_text())
-        found[run_key(values)] = numbers["average_precision"]
+    found = {run_key(one["point"]): one["metrics"]["average_precision"] for one in sweep_records(parent)}
+    for path in parent.glob("*/values.json"):
+        values = json.loads(path.read_text())["03_train"]
+        evaluation = json.loads((path.parent / "model" / "evaluation.json").read_text())
+        found[run_key(values)] = evaluation["metrics"]["average_precision"]
     return found
-
-
-def sweep_values(folder: Path) -> dict[str, Any]:
-    """The parameters of 03_train in the run that `fraudnb sweep` left in `folder`; ends the program if it failed."""
-    run = json.loads((folder / "run.json").read_text())
-    if run["status"] != "done":
-        sys.exit(f"The run in {folder} is not done: {run}")
-    return run["parameters"]["03_train"]
 
 
 def check_results(project: Path, runs: int) -> str:
     """A line that says that all rounds of all sides agree in each run's average precision; else ends the program."""
-    results = {one.name: average_precisions(one) for one in sorted((project / "runs").glob("*-[0-9]*"))}
+    results = {one.name: average_precisions(one) for one in sorted((project / "runs").glob("*-[0-9]*")) if one.is_dir()}
     first = next(iter(results.values()))
     for name, found in results.items():
         if len(found) != runs or found != first:
