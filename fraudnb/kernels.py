@@ -669,21 +669,23 @@ class ForkProvisioner(LocalProvisioner):
         while isinstance(self.process, ForkedProcess) and self.process.poll() is None and time.monotonic() < deadline:
             await asyncio.sleep(0.005)
 
-# %% ../nbs/12_kernels.ipynb #19e6213a
+# %% ../nbs/12_kernels.ipynb #f3b2a343
 class PromptClient(AsyncKernelClient):
     """A kernel client that is ready as soon as the kernel is."""
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel has answered on both channels; raises `RuntimeError` when it is dead or too slow."""
         deadline = time.monotonic() + (timeout or 3600)
+        asked = set()
         while time.monotonic() < deadline:
-            request = self.kernel_info()
+            asked.add(self.kernel_info())
             with contextlib.suppress(queue.Empty):
                 reply = await self.get_shell_msg(timeout=1)
+                answered = asked & {reply["parent_header"].get("msg_id")}
                 while True:
                     message = await self.get_iopub_msg(timeout=0.2)
                     idle = message["content"].get("execution_state") == "idle"
-                    if idle and message["parent_header"].get("msg_id") == request == reply["parent_header"]["msg_id"]:
+                    if idle and message["parent_header"].get("msg_id") in answered:
                         self._handle_kernel_info_reply(reply)
                         return
             if not await self.is_alive():
