@@ -357,12 +357,18 @@ KERNEL_MODULES = (
     "encodings.latin_1",
 )
 
-# %% ../nbs/12_kernels.ipynb #1b7f3ad0
+# %% ../nbs/12_kernels.ipynb #28e5fbf6
 def load(modules: Sequence[str]) -> str | None:
-    """Import `modules`, saying in the log which cannot be; the name of the first that started a thread, if one did."""
+    """Import `modules`, saying in the log which cannot be; the first that started a thread, if one did.
+
+    A name like "module:function" stands for the call of that function too.
+    """
     for name in modules:
+        module, _, function = name.partition(":")
         try:
-            importlib.import_module(name)
+            imported = importlib.import_module(module)
+            if function:
+                getattr(imported, function)()
         except Exception as error:  # whatever a module raises, kernels can do without it
             log.warning("%s is left out: %s: %s", name, type(error).__name__, error)
         if own_threads() > 1:

@@ -412,7 +412,7 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     cell = running_cell(partial)
     return StepFailed(f"{cell or notebook.name} stopped: {type(error).__name__}: {message[:400]}. {where}")
 
-# %% ../nbs/13_runs.ipynb #e969522a
+# %% ../nbs/13_runs.ipynb #0e013c10
 WARM_KERNEL = "fraudnb-warm"
 WARM_MODULES = (
     "matplotlib.pyplot",
@@ -433,6 +433,7 @@ WARM_MODULES = (
     "fraudnb.preprocess",
     "fraudnb.train",
     "fraudnb.evaluate",
+    "fraudnb.figures:warm_up",
 )
 
 # %% ../nbs/13_runs.ipynb #84b8c3d7
