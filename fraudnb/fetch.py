@@ -588,7 +588,7 @@ def download_url(url: str, dst: str | Path, sha256: str = "") -> Path:
                 raise InputError(explain_os(error, dst)) from error
     raise AssertionError("unreachable: the last attempt returns or raises")
 
-# %% ../nbs/20_fetch.ipynb #4d07c316
+# %% ../nbs/20_fetch.ipynb #c016f698
 def fetch(source: str, folder: Path, sha256: str = "") -> Path:
     """The local file for `source`: s3:// and https:// are downloaded into `folder`, a path is given back as it is.
 
@@ -606,7 +606,9 @@ def fetch(source: str, folder: Path, sha256: str = "") -> Path:
         raise InputError(f"The source {shown} is of no known kind. Give s3://bucket/key, https://host/file or a path.")
     try:
         path = check_file(Path(source).expanduser())
-        check_sha256(path, sha256, str(path))
+        with open(path, "rb"):  # it may be forbidden
+            if normal_sha256(sha256):
+                check_sha256(path, sha256, str(path))
     except OSError as error:
         raise InputError(explain_os(error, source)) from error
     return path
