@@ -9,8 +9,9 @@
 Rows are synthetic (`fraudnb.sample`). Each notebook is run by its own `fraudnb run` in a scratch project that has
 copies of nbs/, settings.ini and params.yaml. Two peaks are measured for each of them:
 
-tree     the sum of PSS over `fraudnb run`, the Jupyter kernel it starts and all their other children, polled every
-         50 ms (less often where looking itself takes over 10 ms). PSS (proportional set size) counts a page that n
+tree     the sum of PSS over `fraudnb run`, the Jupyter kernel it starts, the process that warm kernels are forked from
+         (started by the first notebook, which pays for it) and all their other children, polled every 50 ms (less often
+         where looking itself takes over 10 ms). PSS (proportional set size) counts a page that n
          processes share as 1/n in each, so the sum counts it once; a peak between two looks can be missed.
 kernel   the highest VmHWM of a process below `fraudnb run`: the kernel's largest resident set, as Linux itself keeps
          it, so that nothing is missed; it counts the pages of shared libraries in full.
@@ -27,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -71,32 +72,38 @@ def rss(process: psutil.Process) -> int:
         return 0
 
 
-def tree_memory(runner: psutil.Process) -> tuple[int, int]:
-    """The sum of PSS over `runner` and what is below it, and the largest peak RSS below it, both in bytes."""
-    try:
-        children = runner.children(recursive=True)
-    except psutil.Error:
-        return 0, 0
-    shares = [proc_bytes(one.pid, "smaps_rollup", "Pss") or rss(one) for one in (runner, *children)]
+def tree_memory(roots: Sequence[psutil.Process]) -> tuple[int, int]:
+    """The sum of PSS over `roots` and what is below them, and the largest peak RSS below them, both in bytes."""
+    children = set()
+    for root in roots:
+        try:
+            children.update(root.children(recursive=True))
+        except psutil.Error:
+            continue  # it has ended
+    shares = [proc_bytes(one.pid, "smaps_rollup", "Pss") or rss(one) for one in children.union(roots)]
     peaks = [proc_bytes(one.pid, "status", "VmHWM") or rss(one) for one in children]
     return sum(shares), max(peaks, default=0)
 
 
-def measure(command: Sequence[str], folder: Path, log: Path) -> Usage:
-    """Run `command` in `folder`, its output going to `log`, and measure it; ends the program if it fails."""
+def measure(command: Sequence[str], folder: Path, log: Path, env: Mapping[str, str]) -> Usage:
+    """Run `command` in `folder`, its output going to `log`, and measure it; ends the program if it fails.
+
+    `env` is from `own_zygotes`: a zygote that an earlier command has started counts as part of this one.
+    """
     tree = kernel = 0
-    with log.open("w") as output, own_zygotes(os.environ) as env:
-        start, cpu = time.perf_counter(), children_seconds()
+    zygotes = left_running(env["XDG_RUNTIME_DIR"])
+    with log.open("w") as output:
+        start, cpu = time.perf_counter(), children_seconds() + cpu_seconds(zygotes)
         with subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=env) as running:
-            runner = psutil.Process(running.pid)
+            roots = [psutil.Process(running.pid), *zygotes]
             while running.poll() is None:
                 looked = time.perf_counter()
-                now = tree_memory(runner)
+                now = tree_memory(roots)
                 tree, kernel = max(tree, now[0]), max(kernel, now[1])
                 # looking at a large process takes its time: leave the measured ones most of it
                 wait_for(running, max(POLL_SECONDS, 5 * (time.perf_counter() - looked)))
-        seconds, cpu = time.perf_counter() - start, children_seconds() - cpu
-        cpu += cpu_seconds(left_running(env["XDG_RUNTIME_DIR"]))
+        seconds = time.perf_counter() - start
+        cpu = children_seconds() + cpu_seconds(left_running(env["XDG_RUNTIME_DIR"])) - cpu
     if running.returncode != 0:
         sys.exit(f"{shlex.join(command)} failed in {folder}:\n{log.read_text()}")
     return Usage(seconds, cpu, tree / 2**20, kernel / 2**20)
@@ -114,11 +121,12 @@ def run_pipeline(project: Path, data: Path) -> dict[str, Usage]:
     """Run the notebooks of `project` on the CSV file `data` one by one; what each took, by its name."""
     fraudnb = str(BIN / "fraudnb")
     usage = {}
-    for notebook in pipeline_notebooks(project):
-        source = ["-p", "source", str(data)] if notebook.stem == "00_download" else []
-        command = [fraudnb, "run", notebook.stem, "--name", "bench", *source]
-        usage[notebook.stem] = one = measure(command, project, project / f"{notebook.stem}.log")
-        print(f"{notebook.stem}: {one.seconds:.1f} s, {one.tree:,.0f} MiB", file=sys.stderr, flush=True)
+    with own_zygotes(os.environ) as env:
+        for notebook in pipeline_notebooks(project):
+            source = ["-p", "source", str(data)] if notebook.stem == "00_download" else []
+            command = [fraudnb, "run", notebook.stem, "--name", "bench", *source]
+            usage[notebook.stem] = one = measure(command, project, project / f"{notebook.stem}.log", env)
+            print(f"{notebook.stem}: {one.seconds:.1f} s, {one.tree:,.0f} MiB", file=sys.stderr, flush=True)
     return usage
 
 
