@@ -474,6 +474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fraudnb.train.quantile_levels': ('train.html#quantile_levels', 'fraudnb/train.py'),
                                'fraudnb.train.reference_quantiles': ('train.html#reference_quantiles', 'fraudnb/train.py'),
                                'fraudnb.train.request_weights': ('train.html#request_weights', 'fraudnb/train.py'),
+                               'fraudnb.train.set_model': ('train.html#set_model', 'fraudnb/train.py'),
                                'fraudnb.train.tabulate_search': ('train.html#tabulate_search', 'fraudnb/train.py'),
                                'fraudnb.train.to_onnx': ('train.html#to_onnx', 'fraudnb/train.py'),
                                'fraudnb.train.trusted_types': ('train.html#trusted_types', 'fraudnb/train.py'),
