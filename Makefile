@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: run test lab bench lock clean
+.PHONY: run test lab sweep bench lock clean
 
 run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
 	dvc repro
@@ -15,6 +15,9 @@ test: .venv/installed  ## export and clean check, nbdev-test, pytest
 
 lab: .venv/installed  ## the notebooks in JupyterLab
 	jupyter lab
+
+sweep: .venv/installed  ## models on the data that `make run` has prepared, ranked
+	fraudnb sweep 03_train --then 04_evaluate -g model=lightgbm,extra_trees,logistic_regression,decision_tree
 
 bench: .venv/installed  ## wall time and memory of the pipeline
 	python bench/pipeline.py
