@@ -1,4 +1,5 @@
-"""What several test files share: an environment without the developer's own settings, and a real S3 server."""
+"""What several test files share: an environment without the developer's own settings, kernels of the test session's
+own, and a real S3 server."""
 
 import fcntl
 import os
@@ -6,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 
 import fraudnb
@@ -134,11 +137,43 @@ def bucket(s3: S3Server) -> str:
     return name
 
 
-# -- a small run of the whole pipeline
+# -- the session: warm kernels of its own, shared by the workers of pytest-xdist
+
+
+RUNTIME = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes a minute; started first, so that the other worker does the rest")
+    if not hasattr(config, "workerinput"):
+        # not below pytest's own folder: the path of a Unix socket has 108 bytes at most
+        config.stash[RUNTIME] = Path(tempfile.mkdtemp(prefix="fraudnb-", dir="/tmp"))
+        os.environ["XDG_RUNTIME_DIR"] = str(config.stash[RUNTIME])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the processes that warm kernels were forked from: their command lines name the session's folder."""
+    if folder := config.stash.get(RUNTIME, None):
+        left = processes_of(folder)
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, 10)
+        shutil.rmtree(folder)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """The processes whose command line names `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(folder) in word for word in process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+# -- a small run of the whole pipeline
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
