@@ -171,6 +171,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fraudnb.kernels.connect': ('kernels.html#connect', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.connect_or_start': ('kernels.html#connect_or_start', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.describe_process': ('kernels.html#describe_process', 'fraudnb/kernels.py'),
+                                 'fraudnb.kernels.detach': ('kernels.html#detach', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.die_with_parent': ('kernels.html#die_with_parent', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.end_kernel': ('kernels.html#end_kernel', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.file_state': ('kernels.html#file_state', 'fraudnb/kernels.py'),

@@ -7,7 +7,7 @@ __all__ = ['log', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIABLES', 'KERNEL_MODULE
            'zygote_environment', 'socket_name', 'code_state', 'file_state', 'send_request', 'same_user',
            'describe_process', 'reseed', 'thread_count', 'restore_threads', 'die_with_parent', 'become', 'run_command',
            'leave', 'Zygote', 'BecomeKernel', 'receive', 'hang_up', 'answer', 'tell', 'end_kernel', 'reap', 'serve',
-           'load', 'own_threads', 'listen', 'wake_on_child', 'leave_zygote', 'zygote_main', 'kernel_main',
+           'load', 'own_threads', 'listen', 'wake_on_child', 'leave_zygote', 'detach', 'zygote_main', 'kernel_main',
            'zygote_command', 'start_zygote', 'locked', 'connect', 'connect_or_start', 'retire', 'read_message',
            'ForkedProcess', 'fork_kernel', 'why_plain', 'listening', 'say_once', 'ForkProvisioner', 'PromptClient',
            'write_kernelspec']
@@ -415,28 +415,39 @@ def leave_zygote(zygote: Zygote) -> None:
     for connection in zygote.kernels.values():
         connection.close()
 
-# %% ../nbs/12_kernels.ipynb #c9d22ac1
+# %% ../nbs/12_kernels.ipynb #8a1d28fd
+def detach() -> None:
+    """Go on as a copy of this process, while this process itself ends with exit code 0."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        os._exit(0)
+
+# %% ../nbs/12_kernels.ipynb #a8bf61d9
 def zygote_main(path: Path, idle: float, modules: Sequence[str]) -> int:
     """Load `modules`, fork kernels for those who ask at the socket `path`, and end after `idle` seconds without any."""
     started = time.time_ns() - 50_000_000  # the clocks of file systems lag by some milliseconds
     gc.disable()
-    if offender := load([*KERNEL_MODULES, *modules]):
-        log.warning("%s is left out: it starts a thread when it is imported", offender)
-        start = zygote_command(sys.executable, path, idle, [name for name in modules if name != offender])
-        os.execv(sys.executable, start)
+    offender = load([*KERNEL_MODULES, *modules])
+    if offender in KERNEL_MODULES:
+        sys.exit(f"{offender}, without which there is no kernel, starts a thread when it is imported")
     state, libraries = code_state(), ThreadpoolController()
-    changed = any(started < when <= time.time_ns() for when, _, _ in state.values())
-    with contextlib.ExitStack() as sockets:
-        zygote = Zygote(sockets.enter_context(listen(path)), state, stale=changed)
-        wakeup = wake_on_child(sockets)
-        gc.enable()
-        gc.collect()
-        gc.freeze()
-        sys.stdout.write("ready\n")
+    if offender or any(started < when <= time.time_ns() for when, _, _ in state.values()):
+        log.warning("%s", f"{offender} is left out: it starts a thread" if offender else "Code has changed meanwhile")
+        start = zygote_command(sys.executable, path, idle, [name for name in modules if name != offender])
         sys.stdout.flush()
-        os.dup2(2, 1)
+        os.execv(sys.executable, start)
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+    with contextlib.ExitStack() as sockets:
+        zygote = Zygote(sockets.enter_context(listen(path)), state)
+        ours = file_state(str(path))
+        detach()
+        wakeup = wake_on_child(sockets)
         try:
             serve(zygote, wakeup, idle)
+            retire(path, ours)
             return 0
         except BecomeKernel as child:
             request, files, connection = child.args
@@ -466,27 +477,27 @@ def zygote_command(python: str, path: Path, idle: float, modules: Sequence[str])
         *modules,
     ]
 
-# %% ../nbs/12_kernels.ipynb #e6e2505e
+# %% ../nbs/12_kernels.ipynb #8eee040d
 def start_zygote(command: Sequence[str], path: Path, environment: Mapping[str, str], timeout: float = 120) -> None:
-    """Start `command`, the zygote at the socket `path`, and wait until it is ready; raises `NoZygote`."""
+    """Start `command`, the zygote at the socket `path`, and wait until it listens; raises `NoZygote`."""
     journal = path.with_suffix(".log")
-    with open(journal, "wb") as errors:
+    with open(journal, "wb") as output:
         process = subprocess.Popen(
             command,
             env=zygote_environment(environment),
             cwd=path.parent,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
+            stdout=output,
+            stderr=output,
         )
-    with process.stdout as output:
-        ready = wait([output], timeout) and output.readline()
-    if ready != b"ready\n":
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
-        raise NoZygote(f"it did not start: {journal.read_text(errors='replace').strip()[-300:] or 'no answer'}")
-    process.returncode = 0  # it goes on by itself: that it still runs is no reason for a warning
+        code = process.wait()
+    if code != 0:
+        raise NoZygote(f"it did not start: {journal.read_text(errors='replace').strip()[-300:] or f'exit code {code}'}")
 
 # %% ../nbs/12_kernels.ipynb #36e32ff9
 @contextlib.contextmanager
@@ -522,12 +533,12 @@ def connect_or_start(command: Sequence[str], path: Path, environment: Mapping[st
         return connection
     raise NoZygote(f"it ended at once: {path.with_suffix('.log').read_text(errors='replace').strip()[-300:]}")
 
-# %% ../nbs/12_kernels.ipynb #5f7724e0
-def retire(path: Path, number: int) -> None:
-    """Remove the socket `path` of a zygote that is out of date, unless it is another one (inode `number`) by now."""
+# %% ../nbs/12_kernels.ipynb #8e2a0b93
+def retire(path: Path, state: tuple[int, int, int]) -> None:
+    """Remove the socket `path` of a zygote that is of no more use, unless it is another one (`file_state`) by now."""
     with locked(path.with_suffix(".lock")):
-        if file_state(str(path))[2] == number:
-            path.unlink()
+        if file_state(str(path)) == state:
+            path.unlink(missing_ok=True)
 
 # %% ../nbs/12_kernels.ipynb #16c35285
 def read_message(connection: socket.socket, timeout: float = 60) -> dict[str, Any]:
@@ -578,7 +589,7 @@ class ForkedProcess:
         """Ask the kernel to end."""
         self.send_signal(signal.SIGTERM)
 
-# %% ../nbs/12_kernels.ipynb #d004c9da
+# %% ../nbs/12_kernels.ipynb #21991f20
 def fork_kernel(
     modules: Sequence[str], request: Mapping[str, Any], files: Sequence[int] = (0, 1, 2), idle: float = 1800
 ) -> ForkedProcess:
@@ -590,7 +601,7 @@ def fork_kernel(
     python, environment = request["command"][0], request["environment"]
     path = private_folder() / socket_name(python, modules, environment)
     for _ in range(3):
-        number = file_state(str(path))[2]
+        found = file_state(str(path))
         connection = connect_or_start(zygote_command(python, path, idle, modules), path, environment)
         with contextlib.suppress(ConnectionError):
             send_request(connection, request, files)
@@ -599,7 +610,7 @@ def fork_kernel(
             return ForkedProcess(reply["pid"], connection)
         connection.close()
         if reply.get("stale"):
-            retire(path, number or file_state(str(path))[2])
+            retire(path, found if any(found) else file_state(str(path)))
     raise NoZygote("its kernels end before they begin" if "exit" in reply else "its code keeps changing, or it dies")
 
 # %% ../nbs/12_kernels.ipynb #795d503f
