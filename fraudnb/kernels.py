@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIABLES', 'KERNEL_MODULES', 'NoZygote', 'private_folder',
-           'zygote_environment', 'socket_name', 'code_state', 'file_state', 'send_request', 'same_user',
+           'zygote_environment', 'namespaces', 'socket_name', 'code_state', 'file_state', 'send_request', 'same_user',
            'describe_process', 'reseed', 'thread_count', 'restore_threads', 'die_with_parent', 'become', 'run_command',
            'leave', 'Zygote', 'BecomeKernel', 'receive', 'hang_up', 'answer', 'tell', 'end_kernel', 'reap', 'serve',
            'load', 'own_threads', 'listen', 'wake_on_child', 'leave_zygote', 'detach', 'zygote_main', 'kernel_main',
@@ -94,10 +94,17 @@ def zygote_environment(environment: Mapping[str, str]) -> dict[str, str]:
     quiet = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_THREAD_TIMEOUT": "20"}
     return quiet | loading | dict.fromkeys(THREAD_VARIABLES, "1")
 
-# %% ../nbs/12_kernels.ipynb #96fedefe
+# %% ../nbs/12_kernels.ipynb #28859202
+def namespaces() -> list[str]:
+    """The namespaces of files, processes and networks that this process is in (Linux), and its root folder."""
+    found = [f"/proc/self/ns/{name}" for name in ("mnt", "pid", "net")]
+    root = os.stat("/")
+    return [*(os.readlink(one) for one in found if os.path.lexists(one)), f"{root.st_dev}:{root.st_ino}"]
+
+# %% ../nbs/12_kernels.ipynb #ec7baccb
 def socket_name(python: str, modules: Sequence[str], environment: Mapping[str, str]) -> str:
-    """A file name for the zygote of `python` with `modules` loaded under `environment`."""
-    told = json.dumps([python, list(modules), sorted(zygote_environment(environment).items())])
+    """A file name for the zygote of `python` with `modules` loaded under `environment`, in this process's world."""
+    told = json.dumps([python, list(modules), sorted(zygote_environment(environment).items()), namespaces()])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 # %% ../nbs/12_kernels.ipynb #be030718

@@ -151,7 +151,8 @@ def run_on_small_disk(project: Path, folder: str, *words: str) -> tuple[subproce
     size = sum(-(-path.stat().st_size // 4096) * 4096 for path in (project / folder).iterdir()) + 8192
     script = 'cp -r "$1" "$2" && mount -t tmpfs -o "size=$3" none "$1" && cp -r "$2/." "$1" && rm -r "$2"'
     script += ' && folder="$1" left="$2" && shift 3 && { "$@"; code=$?; cp -r "$folder" "$left"; exit $code; }'
-    run = [str(BIN / "fraudnb"), "run", *words, "--name", "main"]
+    # no kernels to fork are there in a world of its own, and to make that process for one takes longer
+    run = [str(BIN / "fraudnb"), "run", *words, "--name", "main", "--engine", "fresh"]
     done = subprocess.run(
         [*private, script, "sh", str(project / folder), str(left), str(size), *run],
         cwd=project, env=environment(), capture_output=True, text=True, timeout=300,
