@@ -391,15 +391,17 @@ def use_library(cells: list[Any], library: Path, new_cell: Callable[[str], Any])
 class StepFailed(Exception):
     """A notebook stopped with an error. The message names cell, source, error and the partial notebook."""
 
-# %% ../nbs/13_runs.ipynb #3b1e48d0
+# %% ../nbs/13_runs.ipynb #d3c19773
 def running_cell(partial: Path) -> str:
-    """Number and source of the cell that was running when `partial`, a notebook that papermill executes, was saved."""
-    for number, cell in enumerate(read_cells(partial) if partial.exists() else [], start=1):
-        if cell["metadata"].get("papermill", {}).get("status") == "running":
-            return f"cell {number} of {partial.name}, {''.join(cell['source']).strip()!r},"
-    return ""
+    """Which cell was the last to start in `partial`, a notebook that papermill has executed, and what stands in it."""
+    cells = read_cells(partial) if partial.exists() else []
+    started = [number for number, cell in enumerate(cells) if cell["metadata"].get("papermill", {}).get("start_time")]
+    if not started:
+        return ""
+    source = "".join(cells[started[-1]]["source"]).strip()
+    return f"It was in cell {started[-1] + 1}: {source!r}. "
 
-# %% ../nbs/13_runs.ipynb #b92a73f1
+# %% ../nbs/13_runs.ipynb #5ab5fca1
 def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     """The exception to raise for `error`, which papermill or nbclient raised while executing `notebook`."""
     where = f"The notebook as far as it came: {partial}"
@@ -409,8 +411,9 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     if hasattr(error, "cell_index"):
         cell = f"cell {error.cell_index + 1} of {notebook.name}"
         return StepFailed(f"{cell} failed with {error.ename}: {message}. The cell: {error.source.strip()!r}. {where}")
-    cell = running_cell(partial)
-    return StepFailed(f"{cell or notebook.name} stopped: {type(error).__name__}: {message[:400]}. {where}")
+    if type(error).__name__ == "CellTimeoutError":
+        message = "it took longer than it may"
+    return StepFailed(f"{notebook.name} stopped: {message[:400].rstrip('.')}. {running_cell(partial)}{where}")
 
 # %% ../nbs/13_runs.ipynb #0e013c10
 WARM_KERNEL = "fraudnb-warm"
@@ -454,11 +457,12 @@ def kernel_settings(engine: str, sockets: Path) -> dict[str, Any]:
     manager["client_class"] = "fraudnb.kernels.PromptClient"
     return {"kernel_name": WARM_KERNEL, "config": Config(KernelManager=manager)}
 
-# %% ../nbs/13_runs.ipynb #73bfd41a
+# %% ../nbs/13_runs.ipynb #e29af1dd
 def register_engine() -> str:
     """Tell papermill of the engine that executes the pipeline's notebooks, and return its name."""
     from nbformat.v4 import new_code_cell
-    from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
 
     import fraudnb
 
@@ -469,36 +473,44 @@ def register_engine() -> str:
             running = self.nb.metadata.papermill.get("end_time") is None
             last = getattr(self, "last_save_time", None)
             if not running or last is None or (self.now() - last).total_seconds() > 2:
-                shorten_streams(self.nb.cells)
                 super().save(**kwargs)
 
-    class Engine(NBClientEngine):
+    class Client(PapermillNotebookClient):
+        def output(self, outs: list[Any], *message: Any) -> Any:
+            added = super().output(outs, *message)
+            shorten_streams([{"outputs": outs}])
+            return added
+
+    class LibraryEngine(Engine):
         @classmethod
         def execute_notebook(cls, nb: Any, kernel_name: str, output_path: str | None = None, **options: Any) -> Any:
             mark_lessons(nb.cells)
             use_library(nb.cells, library, lambda source: new_code_cell(source, metadata={"tags": ["library"]}))
-            manager = Manager(nb, output_path, progress_bar=options.pop("progress_bar"), autosave_cell_every=0)
+            manager = Manager(nb, output_path, progress_bar=options["progress_bar"], autosave_cell_every=0)
+            kept = {name: options[name] for name in ("timeout_func", "extra_arguments", "resources", "config")}
+            kept |= {"kernel_name": kernel_name, "log": logging.getLogger("papermill")}
             manager.notebook_start()
             try:
-                cls.execute_managed_notebook(manager, kernel_name, **options)
+                # what is printed may take longer to arrive than the cell takes to run
+                Client(manager, startup_timeout=120, iopub_timeout=300, **kept).execute()
             finally:
                 manager.cleanup_pbar()
                 manager.notebook_complete()
             return manager.nb
 
-    papermill_engines.register("fraudnb", Engine)
+    papermill_engines.register("fraudnb", LibraryEngine)
     return "fraudnb"
 
-# %% ../nbs/13_runs.ipynb #d410b6c6
+# %% ../nbs/13_runs.ipynb #96b86c7f
 def shorten_streams(cells: Sequence[dict[str, Any]], most: int = 1_000_000) -> None:
     """Cut what each of `cells` has printed to its first and last characters, `most` in all."""
     for cell in cells:
         for output in cell.get("outputs", []):
             if output["output_type"] == "stream" and len(output["text"]) > most + 100:
                 text, half = output["text"], most // 2
-                output["text"] = f"{text[:half]}\n[... {len(text) - most:,} characters left out ...]\n{text[-half:]}"
+                output["text"] = f"{text[:half]}\n[... the middle is left out ...]\n{text[-half:]}"
 
-# %% ../nbs/13_runs.ipynb #e57229bf
+# %% ../nbs/13_runs.ipynb #0cf410b4
 def execute(
     notebook: Path,
     output: Path,
@@ -524,7 +536,7 @@ def execute(
             parameters=dict(parameters),
             engine_name=register_engine(),
             progress_bar=sys.stderr.isatty(),
-            timeout_func=lambda cell: time_left(),
+            timeout_func=lambda cell: max(1, time_left()),  # 0 would be for ever
             extra_arguments=["--log-level=50"],  # the kernel's own log is no concern of this command's reader
             # papermill's own `cwd` would move this process too
             resources={"metadata": {"path": str(project_root(notebook.parent))}},
