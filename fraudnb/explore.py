@@ -6,36 +6,36 @@
 __all__ = ['draw_rows', 'balanced_subsample', 'describe_table', 'plot_balance', 'plot_amounts', 'rates_by_hour', 'plot_hours',
            'weighted_correlation', 'plot_correlations', 'features_to_show', 'plot_boxes', 'plot_planes']
 
-# %% ../nbs/01_explore.ipynb #abd8154f
+# %% ../nbs/01_explore.ipynb #c6a330d6
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .figures import as_image, new_figure, use_log_axis
 from .preprocess import project_to_plane, read_batches, repeated_rows
 from .runs import project_path
-from .schema import Schema, model_inputs, read_schema
+from .schema import Schema, model_inputs, parquet_batches, read_schema
 
-# %% ../nbs/01_explore.ipynb #d0604cad
+# %% ../nbs/01_explore.ipynb #f54120da
 def draw_rows(path: Path, schema: Schema, most: int, seed: int = 0) -> pd.DataFrame:
     """At most about `most` rows of the table at `path`: every fraud and a random share of the others, in their order.
 
     Adds a column `stands_for`: the row's weight divided by its chance of having been drawn.
     """
     rng = np.random.default_rng(seed)
-    rows = sum(len(batch) for batch in read_batches(path, [schema.label]))
-    chance = min(1.0, most / rows)
+    chance = min(1.0, most / pq.read_metadata(path).num_rows)
     drawn = []
     for batch in read_batches(path):
         fraud = batch[schema.label].to_numpy() == 1
         weight = batch[schema.weight].to_numpy() if schema.weight in batch else np.ones(len(batch))
         kept = fraud | (rng.random(len(batch)) < chance)
-        drawn.append(batch.assign(stands_for=weight / np.where(fraud, 1.0, chance))[kept])
+        batch["stands_for"] = weight / np.where(fraud, 1.0, chance)
+        drawn.append(batch if kept.all() else batch[kept])
     return pd.concat(drawn, ignore_index=True)
 
 # %% ../nbs/01_explore.ipynb #f1392107
@@ -47,10 +47,11 @@ def balanced_subsample(table: pd.DataFrame, schema: Schema, most: int = 1000, se
     genuine = table[label == 0].sample(each, random_state=seed, weights="stands_for")
     return pd.concat([fraud, genuine]).sample(frac=1, random_state=seed)
 
-# %% ../nbs/01_explore.ipynb #09a08e50
+# %% ../nbs/01_explore.ipynb #75cff010
 def describe_table(path: Path, schema: Schema, table: pd.DataFrame) -> pd.Series:
     """Rows, duplicates and missing features of the table at `path`; transactions, frauds and money from `table`."""
-    missing = sum(int(batch.isna().sum().sum()) for batch in read_batches(path, schema.features))
+    columns = (column for batch in parquet_batches(path, schema.features) for column in batch.columns)
+    missing = sum(column.is_null(nan_is_null=True).sum().as_py() for column in columns)
     fraud, stands_for, amount = table[schema.label] == 1, table["stands_for"], table[schema.amount]
     repeated = repeated_rows(path)
     return pd.Series(
@@ -67,38 +68,33 @@ def describe_table(path: Path, schema: Schema, table: pd.DataFrame) -> pd.Series
         }
     )
 
-# %% ../nbs/01_explore.ipynb #65520abb
+# %% ../nbs/01_explore.ipynb #08fda139
 def plot_balance(table: pd.DataFrame, schema: Schema) -> Figure:
     """Transactions and amounts by class, on a logarithmic scale, with their shares written on the bars."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+    figure, axes = new_figure(8, 2.6, columns=2, left=0.8, across=0.9)
     sums = {"transactions": table["stands_for"], "amount": table["stands_for"] * table[schema.amount]}
     for axis, (title, mass) in zip(axes, sums.items(), strict=True):
         totals = mass.groupby(table[schema.label]).sum()
         bars = axis.barh(["genuine", "fraud"], totals, color=["C0", "C3"])
         axis.bar_label(bars, [f" {share:.3%}" for share in totals / totals.sum()])
-        axis.set(xscale="log", title=title, xlim=(totals.min() / 3, totals.max() * 20))
-    figure.tight_layout()
+        use_log_axis(axis, "x")
+        axis.set(title=title, xlim=(totals.min() / 3, totals.max() * 20))
     return figure
 
-# %% ../nbs/01_explore.ipynb #f64df043
-def plot_amounts(table: pd.DataFrame, schema: Schema) -> Axes:
+# %% ../nbs/01_explore.ipynb #bc94c085
+def plot_amounts(table: pd.DataFrame, schema: Schema) -> Figure:
     """Density of the logarithm of the amount for each class, each with area 1; amounts below 0.01 count as 0.01."""
-    shown = table.assign(amount=table[schema.amount].clip(lower=0.01), fraud=table[schema.label] == 1)
-    axis = plt.figure(figsize=(7, 3)).gca()
-    for fraud, color, name in ((False, "C0", "genuine"), (True, "C3", "fraud")):
-        part = shown[shown["fraud"] == fraud]
-        bins = np.logspace(-2, np.log10(shown["amount"].max()), 45)
-        axis.hist(
-            part["amount"],
-            bins,
-            weights=part["stands_for"] / part["stands_for"].sum(),
-            histtype="step",
-            color=color,
-            label=name,
-        )
-    axis.set(xscale="log", xlabel="amount", ylabel="share of the class", title="Amounts by class")
-    axis.legend()
-    return axis
+    amount, mass = (table[name].to_numpy() for name in (schema.amount, "stands_for"))
+    fraud = table[schema.label].to_numpy() == 1
+    bins = np.logspace(-2, np.log10(max(amount.max(), 0.02)), 45)
+    figure, axes = new_figure(7, 3)
+    for part, color, name in ((~fraud, "C0", "genuine"), (fraud, "C3", "fraud")):
+        counts, _ = np.histogram(amount[part].clip(0.01), bins, weights=mass[part])
+        axes.stairs(counts / mass[part].sum(), bins, color=color, label=name)
+    use_log_axis(axes, "x")
+    axes.set(xlabel="amount", ylabel="share of the class", title="Amounts by class")
+    axes.legend(loc="upper left")
+    return figure
 
 # %% ../nbs/01_explore.ipynb #cc42a261
 def rates_by_hour(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:
@@ -111,49 +107,48 @@ def rates_by_hour(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:
     hours = sums.groupby(hour).sum()
     return hours.assign(rate=hours["frauds"] / hours["transactions"], amount=hours["amount"] / hours["transactions"])
 
-# %% ../nbs/01_explore.ipynb #fad26c8d
+# %% ../nbs/01_explore.ipynb #e97fa4eb
 def plot_hours(hours: pd.DataFrame) -> Figure:
     """Transactions, share of fraud and mean amount over the hours since the start, one above the other."""
-    figure, axes = plt.subplots(3, 1, figsize=(9, 5.4), sharex=True)
+    figure, axes = new_figure(9, 5.4, rows=3, left=0.8, down=0.35, sharex=True)
     shown = (("transactions", "transactions", "C0"), ("rate", "share of fraud", "C3"), ("amount", "mean amount", "C2"))
+    all_hours = np.arange(hours.index.min(), hours.index.max() + 1)
     for axis, (column, title, color) in zip(axes, shown, strict=True):
-        axis.bar(hours.index, hours[column], color=color, width=0.9)
+        values = hours[column].reindex(all_hours, fill_value=0)
+        axis.stairs(values, np.append(all_hours, all_hours[-1] + 1) - 0.5, fill=True, color=color)
         axis.set_title(title, loc="left")
     axes[1].yaxis.set_major_formatter("{x:.2%}")
     axes[-1].set_xlabel("hours since the first transaction")
-    figure.tight_layout()
     return figure
 
-# %% ../nbs/01_explore.ipynb #77fe1ea1
+# %% ../nbs/01_explore.ipynb #56b0b95e
 def weighted_correlation(matrix: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Pearson correlations of the columns of `matrix` (rows, columns) with row weights; 0 for constant columns."""
-    covariance = np.atleast_2d(np.cov(matrix, rowvar=False, aweights=weight))
+    mean = weight @ matrix / weight.sum()
+    covariance = np.zeros((matrix.shape[1], matrix.shape[1]))
+    # in blocks that the processor's cache holds
+    for start in range(0, len(matrix), 4096):
+        rows = (matrix[start : start + 4096] - mean) * np.sqrt(weight[start : start + 4096, None])
+        covariance += rows.T @ rows
     spread = np.sqrt(np.diag(covariance))
     scale = np.outer(spread, spread)
     return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
 
-# %% ../nbs/01_explore.ipynb #c4f99bea
+# %% ../nbs/01_explore.ipynb #e76af0a9
 def plot_correlations(table: pd.DataFrame, balanced: pd.DataFrame, schema: Schema) -> Figure:
     """Correlation matrices of inputs and label: the whole `table` (left) beside the `balanced` subsample (right)."""
     columns = [*model_inputs(schema, use_time=True), schema.label]
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), sharey=True)
+    figure, axes = new_figure(13, 6, columns=2, left=0.8, right=0.1, bottom=0.7, across=0.2, sharey=True)
     for axis, rows, title in zip(axes, (table, balanced), ("the whole table", "the balanced subsample"), strict=True):
         known = rows[columns + ["stands_for"]].dropna()
         weight = known["stands_for"] if rows is table else np.ones(len(known))
         values = weighted_correlation(known[columns].to_numpy(float), np.asarray(weight))
-        sns.heatmap(
-            values,
-            vmin=-1,
-            vmax=1,
-            cmap="RdBu_r",
-            square=True,
-            xticklabels=columns,
-            yticklabels=columns,
-            ax=axis,
-            cbar=rows is not table,
-        )
+        scale = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r", "cbar": rows is not table}
+        # seaborn would first measure whether the labels overlap
+        sns.heatmap(values, **scale, square=True, xticklabels=False, yticklabels=False, ax=axis)
+        axis.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
         axis.set_title(title)
-    figure.tight_layout()
+    axes[0].set_yticks(np.arange(len(columns)) + 0.5, columns)
     return figure
 
 # %% ../nbs/01_explore.ipynb #90d3b1f5
@@ -165,49 +160,36 @@ def features_to_show(balanced: pd.DataFrame, wanted: Sequence[str], schema: Sche
     strength = np.abs(weighted_correlation(known.to_numpy(float), np.ones(len(known)))[-1, :-1])
     return [schema.features[number] for number in np.argsort(-strength)[:most]]
 
-# %% ../nbs/01_explore.ipynb #afa47467
+# %% ../nbs/01_explore.ipynb #c1001d8b
 def plot_boxes(balanced: pd.DataFrame, features: Sequence[str], schema: Schema) -> Figure:
     """Box plots of `features` by class in the `balanced` subsample, four to a row."""
     rows = -(-len(features) // 4)
-    figure, axes = plt.subplots(rows, 4, figsize=(11, 2.6 * rows), squeeze=False)
-    names = balanced[schema.label].map({0: "genuine", 1: "fraud"})
+    figure, axes = new_figure(11, 2.6 * rows, rows, 4, left=0.5, bottom=0.3, across=0.5, squeeze=False)
+    classes = {name: balanced[balanced[schema.label] == label] for label, name in ((0, "genuine"), (1, "fraud"))}
+    look = {"widths": 0.8, "patch_artist": True, "medianprops": {"color": "black"}, "flierprops": {"markersize": 2}}
     for axis, name in zip(axes.flat, features, strict=False):
-        sns.boxplot(
-            x=names,
-            y=balanced[name],
-            hue=names,
-            order=["genuine", "fraud"],
-            palette={"genuine": "C0", "fraud": "C3"},
-            fliersize=2,
-            ax=axis,
-        )
-        axis.set(title=name, xlabel="", ylabel="")
+        values = [rows[name].dropna() for rows in classes.values()]
+        boxes = axis.boxplot(values, tick_labels=list(classes), **look)["boxes"]
+        for box, color in zip(boxes, ("C0", "C3"), strict=True):
+            box.set_facecolor(color)
+        axis.set_title(name)
     for axis in axes.flat[len(features) :]:
         axis.set_visible(False)
-    figure.tight_layout()
     return figure
 
-# %% ../nbs/01_explore.ipynb #cc2d17bf
-def plot_planes(balanced: pd.DataFrame, schema: Schema, seed: int = 0) -> Figure:
-    """The rows of `balanced` in two dimensions by PCA, t-SNE and truncated SVD, coloured by class."""
-    known = balanced[[*schema.features, schema.label]].dropna()
-    matrix = known[list(schema.features)].to_numpy(float)
+# %% ../nbs/01_explore.ipynb #bb927ead
+def plot_planes(balanced: pd.DataFrame, schema: Schema, seed: int = 0, most: int = 600) -> Figure:
+    """The first `most` rows of `balanced` in two dimensions by PCA, t-SNE and truncated SVD, coloured by class."""
+    known = balanced[[*schema.features, schema.label]].dropna().head(most)
+    matrix, fraud = known[list(schema.features)].to_numpy(float), known[schema.label].to_numpy() == 1
     # features of other tables have other units
     matrix = matrix / np.where(matrix.std(axis=0) > 0, matrix.std(axis=0), 1.0)
-    names = known[schema.label].map({0: "genuine", 1: "fraud"})
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8))
+    figure, axes = new_figure(12, 3.8, columns=3, left=0.5, bottom=0.4, across=0.5)
     for axis, method in zip(axes, ("pca", "tsne", "truncated_svd"), strict=True):
         x, y = project_to_plane(matrix, method, seed).T
-        sns.scatterplot(
-            x=x,
-            y=y,
-            hue=names,
-            style=names,
-            palette={"genuine": "C0", "fraud": "C3"},
-            s=14,
-            ax=axis,
-            legend=method == "pca",
-        )
-        axis.set(title=method, xlabel="", ylabel="")
-    figure.tight_layout()
+        for part, color, marker, name in ((~fraud, "C0", "o", "genuine"), (fraud, "C3", "X", "fraud")):
+            look = {"color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.3}
+            axis.scatter(x[part], y[part], s=24, label=name, **look)
+        axis.set_title(method)
+    axes[0].legend(loc="lower left")
     return figure
