@@ -117,13 +117,15 @@ def sides_table(results: Mapping[str, Sequence[Took]]) -> str:
         for name, runs in results.items()
         if runs[0].parts
     }
+    cpu = {name: statistics.median(one.cpu for one in runs) for name, runs in results.items()}
     rows = []
     for seconds in (whole, without):
-        base = statistics.median(next(iter(seconds.values())))
+        base = next(iter(seconds))
         for name, values in seconds.items():
-            cpu = f"{statistics.median(one.cpu for one in results[name]):.1f}" if name in results else ""
-            rows.append([name, median_and_range(values), cpu, f"{statistics.median(values) / base:.2f}"])
-    return markdown(["side", "wall s", "CPU s", "ratio"], rows)
+            ratio = statistics.median(values) / statistics.median(seconds[base])
+            used = [f"{cpu[name]:.1f}", f"{cpu[name] / cpu[base]:.2f}"] if name in cpu else ["", ""]
+            rows.append([name, median_and_range(values), f"{ratio:.2f}", *used])
+    return markdown(["side", "wall s", "ratio", "CPU s", "ratio"], rows)
 
 
 def parts_table(results: Mapping[str, Sequence[Took]]) -> str:
