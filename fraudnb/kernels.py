@@ -74,9 +74,11 @@ def private_folder(parent: Path | None = None) -> Path:
         raise NoZygote(f"{folder} is not a folder that this user alone can enter; remove it, or set TMPDIR")
     return folder
 
-# %% ../nbs/12_kernels.ipynb #a7f990d8
-LOADING = ("PYTHON", "LD_", "DYLD_", "LC_", "MPL", "XDG_", "CONDA_", "VIRTUAL_ENV")
-LOADING_NAMES = ("HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "USER", "OMP_WAIT_POLICY")
+# %% ../nbs/12_kernels.ipynb #c3c3183e
+LOADING = ("PYTHON", "LD_", "DYLD_", "LC_", "CONDA_", "VIRTUAL_ENV")
+# what numerical libraries read once, while they load
+LOADING += ("MPL", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "NPY_", "SCIPY_", "SKLEARN_", "ARROW_")
+LOADING_NAMES = ("HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "USER", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -85,10 +87,15 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
-# %% ../nbs/12_kernels.ipynb #19abb60b
-def zygote_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `environment` that matter while modules load, and those that keep loading free of threads."""
+# %% ../nbs/12_kernels.ipynb #bef99497
+def zygote_environment(environment: Mapping[str, str], folder: str = "/") -> dict[str, str]:
+    """The variables of `environment` that matter while modules load, and those that keep loading free of threads.
+
+    Relative paths in `PYTHONPATH` count from `folder`, where the kernel is to run.
+    """
     loading = {name: value for name, value in environment.items() if name.startswith(LOADING) or name in LOADING_NAMES}
+    if paths := loading.get("PYTHONPATH"):
+        loading["PYTHONPATH"] = os.pathsep.join(os.path.join(folder, path) for path in paths.split(os.pathsep))
     loading.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     # OpenBLAS's threads, once there, would else turn in circles for 2^26 cycles before they sleep, in each new kernel
     quiet = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_THREAD_TIMEOUT": "20"}
@@ -101,10 +108,10 @@ def namespaces() -> list[str]:
     root = os.stat("/")
     return [*(os.readlink(one) for one in found if os.path.lexists(one)), f"{root.st_dev}:{root.st_ino}"]
 
-# %% ../nbs/12_kernels.ipynb #ec7baccb
-def socket_name(python: str, modules: Sequence[str], environment: Mapping[str, str]) -> str:
-    """A file name for the zygote of `python` with `modules` loaded under `environment`, in this process's world."""
-    told = json.dumps([python, list(modules), sorted(zygote_environment(environment).items()), namespaces()])
+# %% ../nbs/12_kernels.ipynb #bfdf613d
+def socket_name(python: str, modules: Sequence[str], environment: Mapping[str, str], lasting: Any = None) -> str:
+    """A file name for the zygote of `python` with `modules` loaded, started with `environment` and `lasting` limits."""
+    told = json.dumps([python, list(modules), sorted(environment.items()), lasting, namespaces()])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 # %% ../nbs/12_kernels.ipynb #be030718
@@ -145,7 +152,7 @@ def same_user(connection: socket.socket) -> bool:
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return struct.unpack("3i", peer)[1] == os.getuid()
 
-# %% ../nbs/12_kernels.ipynb #43eff20f
+# %% ../nbs/12_kernels.ipynb #7cadd560
 def describe_process(command: Sequence[str], environment: Mapping[str, str], folder: str) -> dict[str, Any]:
     """What a kernel started by this process with `command` in `folder` would inherit, for `become`."""
     import resource  # not on Windows, where this module is imported all the same
@@ -161,6 +168,7 @@ def describe_process(command: Sequence[str], environment: Mapping[str, str], fol
         "umask": mask,
         "limits": limits,
         "affinity": affinity,
+        "lasting": [os.nice(0), {name: ceiling for name, (_, ceiling) in limits.items()}],
     }
 
 # %% ../nbs/12_kernels.ipynb #6d80aa63
@@ -170,20 +178,24 @@ def reseed() -> None:
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
 
-# %% ../nbs/12_kernels.ipynb #cb7462c8
-def thread_count(environment: Mapping[str, str]) -> int:
-    """The number of threads that numerical libraries would start with under `environment`."""
-    given = environment.get("OMP_NUM_THREADS", "").split(",")[0]
+# %% ../nbs/12_kernels.ipynb #b2470b93
+def thread_count(library: str, environment: Mapping[str, str]) -> int:
+    """The number of threads that `library` ("openmp", "openblas", "mkl", ...) starts with under `environment`."""
+    texts = [environment.get(name, "") for name in (f"{library.upper()}_NUM_THREADS", "OMP_NUM_THREADS")]
+    firsts = [text.split(",")[0].strip() for text in texts]
+    given = [int(text) for text in firsts if text.isdecimal() and int(text) > 0]
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(given) if given.isdecimal() and int(given) > 0 else available
+    wanted = given[0] if given else available
+    return min(wanted, available) if library == "openblas" else wanted
 
-# %% ../nbs/12_kernels.ipynb #f7cf3f91
-def restore_threads(libraries: ThreadpoolController, threads: int) -> None:
-    """Let the numerical `libraries` that are loaded use `threads` threads; most start none before it is needed."""
-    if threads > 1:
-        libraries.limit(limits=threads)
+# %% ../nbs/12_kernels.ipynb #20e52f40
+def restore_threads(libraries: ThreadpoolController, environment: Mapping[str, str]) -> None:
+    """Let the numerical `libraries` that are loaded use the threads they would have started with in `environment`."""
+    for library in {one["internal_api"] for one in libraries.info()}:
+        if (threads := thread_count(library, environment)) > 1:
+            libraries.select(internal_api=library).limit(limits=threads)
     if "pyarrow" in sys.modules:
-        sys.modules["pyarrow"].set_cpu_count(threads)
+        sys.modules["pyarrow"].set_cpu_count(thread_count("arrow", environment))
 
 # %% ../nbs/12_kernels.ipynb #45edd7ea
 def die_with_parent(parent: int) -> None:
@@ -194,7 +206,7 @@ def die_with_parent(parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
 
-# %% ../nbs/12_kernels.ipynb #8f7254d7
+# %% ../nbs/12_kernels.ipynb #3a9ba2f0
 def become(request: Mapping[str, Any], files: Sequence[int], libraries: ThreadpoolController) -> None:
     """Make this forked process what `request` describes, with `files` as standard input, output and error."""
     import resource
@@ -204,10 +216,10 @@ def become(request: Mapping[str, Any], files: Sequence[int], libraries: Threadpo
         os.close(file)
     os.environ.clear()
     os.environ.update(request["environment"])
-    if "JPY_PARENT_PID" in os.environ:  # ipykernel watches that its parent lives, which is another one now
-        os.environ["JPY_PARENT_PID"] = str(os.getppid())
+    os.environ["JPY_PARENT_PID"] = str(os.getppid())  # as Jupyter's launcher does
     time.tzset()
     os.chdir(request["folder"])
+    importlib.invalidate_caches()
     os.umask(request["umask"])
     for name, limits in request["limits"].items():
         resource.setrlimit(getattr(resource, name), tuple(limits))
@@ -215,7 +227,7 @@ def become(request: Mapping[str, Any], files: Sequence[int], libraries: Threadpo
         os.sched_setaffinity(0, request["affinity"])
     sys.argv = sys.orig_argv = list(request["command"])
     reseed()
-    restore_threads(libraries, thread_count(os.environ))
+    restore_threads(libraries, os.environ)
 
 # %% ../nbs/12_kernels.ipynb #fce3288b
 def run_command(command: Sequence[str]) -> int:
@@ -227,11 +239,12 @@ def run_command(command: Sequence[str]) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 
-# %% ../nbs/12_kernels.ipynb #6cd0c3b0
+# %% ../nbs/12_kernels.ipynb #24aaf5f7
 def leave(code: int) -> NoReturn:
     """End this process with `code`, after waiting for its threads, running exit handlers and flushing its output."""
     threading._shutdown()  # as multiprocessing's forked children end
     atexit._run_exitfuncs()
+    gc.collect()  # what is held in a circle alone may be a file with something still to be written
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -430,9 +443,14 @@ def detach() -> None:
     if os.fork():
         os._exit(0)
 
-# %% ../nbs/12_kernels.ipynb #a8bf61d9
-def zygote_main(path: Path, idle: float, modules: Sequence[str]) -> int:
-    """Load `modules`, fork kernels for those who ask at the socket `path`, and end after `idle` seconds without any."""
+# %% ../nbs/12_kernels.ipynb #82785637
+def zygote_main(place: str, idle: float, modules: Sequence[str], given: Mapping[str, str]) -> int:
+    """Load `modules`, fork kernels for those who ask at the socket `place`, and end after `idle` seconds without any.
+
+    `given` is the environment that this process was started with: what differs, modules have set while they loaded.
+    """
+    path = Path(place)
+    os.environ["JPY_PARENT_PID"] = str(os.getpid())  # read while ipykernel loads: without it a kernel talks
     started = time.time_ns() - 50_000_000  # the clocks of file systems lag by some milliseconds
     gc.disable()
     offender = load([*KERNEL_MODULES, *modules])
@@ -443,7 +461,8 @@ def zygote_main(path: Path, idle: float, modules: Sequence[str]) -> int:
         log.warning("%s", f"{offender} is left out: it starts a thread" if offender else "Code has changed meanwhile")
         start = zygote_command(sys.executable, path, idle, [name for name in modules if name != offender])
         sys.stdout.flush()
-        os.execv(sys.executable, start)
+        os.execve(sys.executable, start, given)
+    made = dict(os.environ.items() - given.items())
     gc.enable()
     gc.collect()
     gc.freeze()
@@ -459,6 +478,7 @@ def zygote_main(path: Path, idle: float, modules: Sequence[str]) -> int:
         except BecomeKernel as child:
             request, files, connection = child.args
             leave_zygote(zygote)
+    request["environment"] = made | request["environment"]
     kernel_main(request, files, connection, libraries)
 
 # %% ../nbs/12_kernels.ipynb #08cc3858
@@ -471,27 +491,27 @@ def kernel_main(
     connection.close()
     leave(run_command(request["command"]))
 
-# %% ../nbs/12_kernels.ipynb #4132f11d
+# %% ../nbs/12_kernels.ipynb #5f5fc833
 def zygote_command(python: str, path: Path, idle: float, modules: Sequence[str]) -> list[str]:
     """The command that starts a zygote at the socket `path`."""
-    program = "import sys; from pathlib import Path; from fraudnb.kernels import zygote_main as main; "
+    program = "import os, sys; given = dict(os.environ); from fraudnb.kernels import zygote_main; "
     return [
         python,
         "-c",
-        program + "sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))",
+        program + "sys.exit(zygote_main(sys.argv[1], float(sys.argv[2]), sys.argv[3:], given))",
         str(path),
         str(idle),
         *modules,
     ]
 
-# %% ../nbs/12_kernels.ipynb #8eee040d
+# %% ../nbs/12_kernels.ipynb #b39569ea
 def start_zygote(command: Sequence[str], path: Path, environment: Mapping[str, str], timeout: float = 120) -> None:
     """Start `command`, the zygote at the socket `path`, and wait until it listens; raises `NoZygote`."""
     journal = path.with_suffix(".log")
     with open(journal, "wb") as output:
         process = subprocess.Popen(
             command,
-            env=zygote_environment(environment),
+            env=environment,
             cwd=path.parent,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
@@ -596,7 +616,7 @@ class ForkedProcess:
         """Ask the kernel to end."""
         self.send_signal(signal.SIGTERM)
 
-# %% ../nbs/12_kernels.ipynb #21991f20
+# %% ../nbs/12_kernels.ipynb #fdff7df7
 def fork_kernel(
     modules: Sequence[str], request: Mapping[str, Any], files: Sequence[int] = (0, 1, 2), idle: float = 1800
 ) -> ForkedProcess:
@@ -605,8 +625,8 @@ def fork_kernel(
     `files` are its standard input, output and error. A zygote without kernels ends after `idle` seconds. Raises
     `NoZygote` when there is none and none can be started.
     """
-    python, environment = request["command"][0], request["environment"]
-    path = private_folder() / socket_name(python, modules, environment)
+    python, environment = request["command"][0], zygote_environment(request["environment"], request["folder"])
+    path = private_folder() / socket_name(python, modules, environment, request["lasting"])
     for _ in range(3):
         found = file_state(str(path))
         connection = connect_or_start(zygote_command(python, path, idle, modules), path, environment)
@@ -716,7 +736,7 @@ class PromptClient(AsyncKernelClient):
                 raise RuntimeError("Kernel died before replying to kernel_info")
         raise RuntimeError(f"Kernel did not respond in {timeout} seconds")
 
-# %% ../nbs/12_kernels.ipynb #f80ee6f0
+# %% ../nbs/12_kernels.ipynb #919806d6
 def write_kernelspec(
     name: str, title: str, modules: Sequence[str], prefix: Path | None = None, idle: float = 1800
 ) -> Path:
@@ -730,7 +750,7 @@ def write_kernelspec(
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": title,
         "language": "python",
-        "metadata": {"kernel_provisioner": provisioner, "debugger": True},
+        "metadata": {"kernel_provisioner": provisioner, "debugger": True, "supported_encryption": ["curve"]},
     }
     text = json.dumps(spec, indent=1)
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
