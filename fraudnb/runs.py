@@ -8,7 +8,7 @@ __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipel
            'check_parameters', 'check_running', 'read_values', 'plan_run', 'check_name', 'run_folders', 'as_number',
            'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers', 'write_metrics', 'free_names',
            'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'library_text', 'library_import', 'use_library',
-           'StepFailed', 'running_cell', 'failure', 'kernel_settings', 'register_engine', 'shorten_streams', 'execute',
+           'StepFailed', 'last_cell', 'failure', 'kernel_settings', 'register_engine', 'shorten_streams', 'execute',
            'run_notebook', 'run_plan', 'in_thread', 'normal_code', 'imported_modules', 'notebook_source']
 
 # %% ../nbs/13_runs.ipynb #3e7cf746
@@ -391,17 +391,14 @@ def use_library(cells: list[Any], library: Path, new_cell: Callable[[str], Any])
 class StepFailed(Exception):
     """A notebook stopped with an error. The message names cell, source, error and the partial notebook."""
 
-# %% ../nbs/13_runs.ipynb #d3c19773
-def running_cell(partial: Path) -> str:
-    """Which cell was the last to start in `partial`, a notebook that papermill has executed, and what stands in it."""
+# %% ../nbs/13_runs.ipynb #58196e05
+def last_cell(partial: Path) -> tuple[int, str]:
+    """Number and source of the last cell that was begun in `partial`, a notebook that papermill executed; 0 if none."""
     cells = read_cells(partial) if partial.exists() else []
-    started = [number for number, cell in enumerate(cells) if cell["metadata"].get("papermill", {}).get("start_time")]
-    if not started:
-        return ""
-    source = "".join(cells[started[-1]]["source"]).strip()
-    return f"It was in cell {started[-1] + 1}: {source!r}. "
+    begun = [number for number, cell in enumerate(cells) if cell["metadata"].get("papermill", {}).get("start_time")]
+    return (begun[-1] + 1, "".join(cells[begun[-1]]["source"]).strip()) if begun else (0, "")
 
-# %% ../nbs/13_runs.ipynb #5ab5fca1
+# %% ../nbs/13_runs.ipynb #1aefeb82
 def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     """The exception to raise for `error`, which papermill or nbclient raised while executing `notebook`."""
     where = f"The notebook as far as it came: {partial}"
@@ -411,9 +408,11 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     if hasattr(error, "cell_index"):
         cell = f"cell {error.cell_index + 1} of {notebook.name}"
         return StepFailed(f"{cell} failed with {error.ename}: {message}. The cell: {error.source.strip()!r}. {where}")
-    if type(error).__name__ == "CellTimeoutError":
-        message = "it took longer than it may"
-    return StepFailed(f"{notebook.name} stopped: {message[:400].rstrip('.')}. {running_cell(partial)}{where}")
+    number, source = last_cell(partial)
+    message = f"{type(error).__name__}: {message[:400]}"
+    if not number:
+        return StepFailed(f"{notebook.name} stopped: {message}. {where}")
+    return StepFailed(f"cell {number} of {notebook.name} stopped: {message}. The cell: {source!r}. {where}")
 
 # %% ../nbs/13_runs.ipynb #0e013c10
 WARM_KERNEL = "fraudnb-warm"
