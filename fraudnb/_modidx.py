@@ -190,6 +190,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fraudnb.kernels.own_threads': ('kernels.html#own_threads', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.private_folder': ('kernels.html#private_folder', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.read_message': ('kernels.html#read_message', 'fraudnb/kernels.py'),
+                                 'fraudnb.kernels.read_umask': ('kernels.html#read_umask', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.reap': ('kernels.html#reap', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.receive': ('kernels.html#receive', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.reseed': ('kernels.html#reseed', 'fraudnb/kernels.py'),

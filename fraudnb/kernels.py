@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'READ_BY_LIBRARIES', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIABLES', 'KERNEL_MODULES', 'FORK_OPTIONS',
            'NoZygote', 'private_folder', 'zygote_environment', 'namespaces', 'socket_name', 'code_state', 'file_state',
-           'send_request', 'same_user', 'describe_process', 'reseed', 'thread_count', 'restore_threads',
+           'send_request', 'same_user', 'read_umask', 'describe_process', 'reseed', 'thread_count', 'restore_threads',
            'die_with_parent', 'become', 'run_command', 'leave', 'Zygote', 'BecomeKernel', 'receive', 'hang_up',
            'answer', 'tell', 'end_kernel', 'reap', 'admit', 'serve', 'load', 'own_threads', 'listen', 'wake_on_child',
            'leave_zygote', 'detach', 'zygote_main', 'kernel_main', 'zygote_command', 'start_zygote', 'locked',
@@ -151,20 +151,29 @@ def same_user(connection: socket.socket) -> bool:
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return struct.unpack("3i", peer)[1] == os.getuid()
 
-# %% ../nbs/12_kernels.ipynb #7cadd560
+# %% ../nbs/12_kernels.ipynb #98037d11
+def read_umask() -> int:
+    """This process's umask, read without changing it where the system can tell."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+# %% ../nbs/12_kernels.ipynb #005af2a2
 def describe_process(command: Sequence[str], environment: Mapping[str, str], folder: str) -> dict[str, Any]:
     """What a kernel started by this process with `command` in `folder` would inherit, for `become`."""
     import resource  # not on Windows, where this module is imported all the same
 
     limits = {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")}
-    mask = os.umask(0o077)
-    os.umask(mask)
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {
         "command": list(command),
         "environment": dict(environment),
         "folder": folder,
-        "umask": mask,
+        "umask": read_umask(),
         "limits": limits,
         "affinity": affinity,
         "lasting": [os.nice(0), {name: ceiling for name, (_, ceiling) in limits.items()}],
@@ -710,7 +719,7 @@ def say_once(message: str) -> None:
 # %% ../nbs/12_kernels.ipynb #f738149f
 FORK_OPTIONS = {"stdin", "stdout", "stderr", "env", "cwd", "independent", "extra_arguments", "kernel_id"}
 
-# %% ../nbs/12_kernels.ipynb #acaec44d
+# %% ../nbs/12_kernels.ipynb #3685f369
 class ForkProvisioner(LocalProvisioner):
     """Starts kernels by forking them from a process that has `modules` loaded; a plain kernel where that cannot be."""
 
@@ -731,7 +740,8 @@ class ForkProvisioner(LocalProvisioner):
             say_once(f"Kernels start from scratch, which is slower: {reason}.")
         if self.process is None:
             return await super().launch_kernel(cmd, **kwargs)
-        while self.process.poll() is None and not listening(self.connection_info):
+        deadline = time.monotonic() + 60  # from then on it is the client that waits
+        while self.process.poll() is None and not listening(self.connection_info) and time.monotonic() < deadline:
             await asyncio.sleep(0.002)
         self.pid = self.pgid = self.process.pid
         self.cwd = kwargs.get("cwd") or os.getcwd()
