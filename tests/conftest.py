@@ -147,7 +147,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes a minute; started first, so that the other worker does the rest")
     if not hasattr(config, "workerinput"):
         # not below pytest's own folder: the path of a Unix socket has 108 bytes at most
-        config.stash[RUNTIME] = Path(tempfile.mkdtemp(prefix="fraudnb-", dir="/tmp"))
+        config.stash[RUNTIME] = Path(tempfile.mkdtemp(prefix="fraudnb-tests-", dir="/tmp"))
         os.environ["XDG_RUNTIME_DIR"] = str(config.stash[RUNTIME])
 
 
