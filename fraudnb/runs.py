@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipeline_notebooks', 'find_notebook', 'Parameter',
            'parse_parameters', 'read_parameters', 'read_cells', 'value_fits', 'parse_value', 'check_value',
-           'check_parameters', 'check_running', 'read_values', 'plan_run', 'check_name', 'run_folders', 'as_number',
-           'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers', 'write_metrics', 'free_names',
-           'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'library_text', 'library_import', 'use_library',
-           'StepFailed', 'last_cell', 'failure', 'kernel_settings', 'register_engine', 'shorten_streams', 'execute',
-           'run_notebook', 'run_plan', 'in_thread', 'normal_code', 'imported_modules', 'notebook_source']
+           'check_parameters', 'check_running', 'read_values', 'read_yaml', 'read_sections', 'plan_run', 'check_name',
+           'run_folders', 'as_number', 'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers',
+           'write_metrics', 'free_names', 'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'library_text',
+           'library_import', 'use_library', 'StepFailed', 'running_cell', 'failure', 'kernel_settings',
+           'register_engine', 'shorten_streams', 'memory_argument', 'execute', 'run_notebook', 'run_plan', 'in_thread',
+           'parse_cell', 'normal_code', 'imported_modules', 'notebook_source']
 
 # %% ../nbs/13_runs.ipynb #3e7cf746
 import ast
@@ -73,7 +74,7 @@ class Parameter:
     kind: str
     choices: tuple[str, ...] = ()
 
-# %% ../nbs/13_runs.ipynb #c7c6fdcf
+# %% ../nbs/13_runs.ipynb #1057c273
 def parse_parameters(source: str) -> dict[str, Parameter]:
     """The parameters assigned in `source`, the text of a cell like `rows: int = 100`; values must be literals."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -83,19 +84,27 @@ def parse_parameters(source: str) -> dict[str, Parameter]:
         if not isinstance(statement, ast.AnnAssign | ast.Assign):
             continue
         typed = isinstance(statement, ast.AnnAssign)
-        name = (statement.target if typed else statement.targets[0]).id
-        default = ast.literal_eval(statement.value)
+        target = statement.target if typed else statement.targets[0]
+        if not isinstance(target, ast.Name):
+            raise ValueError(f"line {statement.lineno} gives a value to something else than a name")
+        name, default = target.id, ast.literal_eval(statement.value)
         kind = ast.unparse(statement.annotation) if typed else type(default).__name__
         _, listed, choices = comments.get(statement.end_lineno, "").partition("one of:")
         found[name] = Parameter(name, default, kind, tuple(choices.replace(",", " ").split()) if listed else ())
     return found
 
-# %% ../nbs/13_runs.ipynb #a794a33d
+# %% ../nbs/13_runs.ipynb #c66e5501
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
     """The parameters of the notebook at `notebook`, from its cell tagged `parameters`; empty when there is none."""
     cells = read_cells(notebook)
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    return parse_parameters("".join(tagged[0]["source"])) if tagged else {}
+    try:
+        return parse_parameters("".join(tagged[0]["source"])) if tagged else {}
+    except (SyntaxError, ValueError, tokenize.TokenError) as error:
+        raise InputError(
+            f"The cell tagged 'parameters' of {notebook.name} must give names values that are written out, such as "
+            f"`rows: int = 100` ({short(error, 100)}). What is computed from them goes into the next cell."
+        ) from error
 
 # %% ../nbs/13_runs.ipynb #34f343d2
 def read_cells(notebook: Path) -> list[dict[str, Any]]:
@@ -167,15 +176,24 @@ def check_running(stem: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     declared = read_parameters(find_notebook(stem, project_root()))
     return {name: check_value(namespace[name], parameter, stem) for name, parameter in declared.items()}
 
-# %% ../nbs/13_runs.ipynb #41ecb6f4
+# %% ../nbs/13_runs.ipynb #1d24fa8d
 def read_values(path: Path, root: Path) -> dict[str, dict[str, Any]]:
     """The sections of the YAML file at `path`: notebook stem to parameter values; raises `InputError`."""
+    return read_sections(read_yaml(path), path, root)
+
+# %% ../nbs/13_runs.ipynb #52cd7759
+def read_yaml(path: Path) -> Any:
+    """What the YAML file at `path` holds, an empty dictionary if nothing; raises `InputError`."""
     try:
-        sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read as YAML: {short(error, 200)}.") from error
+
+# %% ../nbs/13_runs.ipynb #fc9cfabc
+def read_sections(sections: Any, path: Path, root: Path) -> dict[str, dict[str, Any]]:
+    """`sections` of the file at `path`, if they are values by the stems of notebooks; raises `InputError` otherwise."""
     if not isinstance(sections, dict) or not all(isinstance(one, dict | None) for one in sections.values()):
         raise InputError(
             f"{path} must have one section per notebook with its values, such as '03_train:' and below it 'seed: 1'."
@@ -391,14 +409,16 @@ def use_library(cells: list[Any], library: Path, new_cell: Callable[[str], Any])
 class StepFailed(Exception):
     """A notebook stopped with an error. The message names cell, source, error and the partial notebook."""
 
-# %% ../nbs/13_runs.ipynb #58196e05
-def last_cell(partial: Path) -> tuple[int, str]:
-    """Number and source of the last cell that was begun in `partial`, a notebook that papermill executed; 0 if none."""
-    cells = read_cells(partial) if partial.exists() else []
-    begun = [number for number, cell in enumerate(cells) if cell["metadata"].get("papermill", {}).get("start_time")]
-    return (begun[-1] + 1, "".join(cells[begun[-1]]["source"]).strip()) if begun else (0, "")
+# %% ../nbs/13_runs.ipynb #a8b4103d
+def running_cell(partial: Path) -> tuple[int, str]:
+    """Number and source of the code cell begun last in `partial`, which papermill has saved; (0, "") if none was."""
+    begun = (0, "")
+    for number, cell in enumerate(read_cells(partial) if partial.exists() else [], start=1):
+        if cell["cell_type"] == "code" and cell["metadata"].get("papermill", {}).get("start_time"):
+            begun = number, "".join(cell["source"]).strip()
+    return begun
 
-# %% ../nbs/13_runs.ipynb #1aefeb82
+# %% ../nbs/13_runs.ipynb #0f421579
 def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     """The exception to raise for `error`, which papermill or nbclient raised while executing `notebook`."""
     where = f"The notebook as far as it came: {partial}"
@@ -408,11 +428,12 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     if hasattr(error, "cell_index"):
         cell = f"cell {error.cell_index + 1} of {notebook.name}"
         return StepFailed(f"{cell} failed with {error.ename}: {message}. The cell: {error.source.strip()!r}. {where}")
-    number, source = last_cell(partial)
-    message = f"{type(error).__name__}: {message[:400]}"
+    number, source = running_cell(partial)
+    # a timeout's message goes on with a preview of the cell
+    what = f"{type(error).__name__}: {message.partition(' The message was')[0][:400].rstrip('.')}."
     if not number:
-        return StepFailed(f"{notebook.name} stopped: {message}. {where}")
-    return StepFailed(f"cell {number} of {notebook.name} stopped: {message}. The cell: {source!r}. {where}")
+        return StepFailed(f"{notebook.name} stopped with {what} {where}")
+    return StepFailed(f"cell {number} of {notebook.name} stopped with {what} The cell: {source!r}. {where}")
 
 # %% ../nbs/13_runs.ipynb #0e013c10
 WARM_KERNEL = "fraudnb-warm"
@@ -456,7 +477,7 @@ def kernel_settings(engine: str, sockets: Path) -> dict[str, Any]:
     manager["client_class"] = "fraudnb.kernels.PromptClient"
     return {"kernel_name": WARM_KERNEL, "config": Config(KernelManager=manager)}
 
-# %% ../nbs/13_runs.ipynb #e29af1dd
+# %% ../nbs/13_runs.ipynb #70a87f80
 def register_engine() -> str:
     """Tell papermill of the engine that executes the pipeline's notebooks, and return its name."""
     from nbformat.v4 import new_code_cell
@@ -474,13 +495,10 @@ def register_engine() -> str:
             if not running or last is None or (self.now() - last).total_seconds() > 2:
                 super().save(**kwargs)
 
-    class Client(PapermillNotebookClient):
-        def output(self, outs: list[Any], *message: Any) -> Any:
-            added = super().output(outs, *message)
-            shorten_streams([{"outputs": outs}])
-            return added
+        def autosave_cell(self, **kwargs: Any) -> None:  # called with every message from the kernel
+            shorten_streams(self.nb.cells)
 
-    class LibraryEngine(Engine):
+    class Engine(NBClientEngine):
         @classmethod
         def execute_notebook(cls, nb: Any, kernel_name: str, output_path: str | None = None, **options: Any) -> Any:
             mark_lessons(nb.cells)
@@ -500,26 +518,41 @@ def register_engine() -> str:
     papermill_engines.register("fraudnb", LibraryEngine)
     return "fraudnb"
 
-# %% ../nbs/13_runs.ipynb #96b86c7f
+# %% ../nbs/13_runs.ipynb #c03a20ef
 def shorten_streams(cells: Sequence[dict[str, Any]], most: int = 1_000_000) -> None:
-    """Cut what each of `cells` has printed to its first and last characters, `most` in all."""
+    """Cut what each of `cells` has printed, in however many pieces, to its first and last characters, `most` in all."""
+    note, half = f"\n[... this cell printed more than {most:,} characters; the middle is left out ...]\n", most // 2
     for cell in cells:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "stream" and len(output["text"]) > most + 100:
-                text, half = output["text"], most // 2
-                output["text"] = f"{text[:half]}\n[... the middle is left out ...]\n{text[-half:]}"
+        streams = [output for output in cell.get("outputs", []) if output["output_type"] == "stream"]
+        total, place = sum(len(output["text"]) for output in streams), 0
+        for output in streams if total > most + 2 * len(note) else []:
+            text = output["text"]
+            first, last = max(half - place, 0), max(total - half - place, 0)
+            cut = place <= half < place + len(text)
+            output["text"] = text[:first] + note * cut + text[last:]
+            place += len(text)
 
-# %% ../nbs/13_runs.ipynb #0cf410b4
+# %% ../nbs/13_runs.ipynb #8cf66360
+def memory_argument(most: float) -> list[str]:
+    """The argument for a kernel that lets it, and each process it starts, have `most` bytes; none for 0 (no limit)."""
+    if not most or os.name != "posix":
+        return []
+    module = "__import__('resource')"
+    return [f"--IPKernelApp.exec_lines={module}.setrlimit({module}.RLIMIT_DATA, ({int(most)}, {int(most)}))"]
+
+# %% ../nbs/13_runs.ipynb #90e74a09
 def execute(
     notebook: Path,
     output: Path,
     parameters: Mapping[str, Any],
     engine: str = "warm",
     time_left: Callable[[], float] = lambda: 4 * 3600,
+    memory: float = 0,
 ) -> None:
     """Execute `notebook` with `parameters` by papermill in a new kernel, in the project's root, saving to `output`.
 
-    `time_left` tells before each cell how many seconds it may take. Raises what papermill and nbclient raise.
+    `time_left` tells before each cell how many seconds it may take; `memory` is for `memory_argument`. Raises what
+    papermill and nbclient raise.
     """
     without_rfc3987()
     import papermill
@@ -535,24 +568,26 @@ def execute(
             parameters=dict(parameters),
             engine_name=register_engine(),
             progress_bar=sys.stderr.isatty(),
-            timeout_func=lambda cell: max(1, time_left()),  # 0 would be for ever
-            extra_arguments=["--log-level=50"],  # the kernel's own log is no concern of this command's reader
+            timeout_func=lambda cell: max(time_left(), 0.1),  # nbclient takes 0 for no limit
+            # the kernel's own log is no concern of this command's reader
+            extra_arguments=["--log-level=50", *memory_argument(memory)],
             # papermill's own `cwd` would move this process too
             resources={"metadata": {"path": str(project_root(notebook.parent))}},
             **kernel_settings(engine, Path(sockets)),
         )
 
-# %% ../nbs/13_runs.ipynb #a9cc9ad7
+# %% ../nbs/13_runs.ipynb #22d7409c
 def run_notebook(
     notebook: Path,
     output: Path,
     parameters: Mapping[str, Any],
     engine: str = "warm",
     time_left: Callable[[], float] = lambda: 4 * 3600,
+    memory: float = 0,
 ) -> Path:
     """Execute `notebook`, keep the executed copy at `output` and return it; raises `InputError`, `StepFailed`.
 
-    `engine` and `time_left` are those of `execute`.
+    `engine`, `time_left` and `memory` are those of `execute`.
     """
     from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
@@ -560,7 +595,7 @@ def run_notebook(
     output.parent.mkdir(parents=True, exist_ok=True)
     partial, failed = (output.with_suffix(f".{word}.ipynb") for word in ("partial", "failed"))
     try:
-        execute(notebook, partial, parameters, engine, time_left)
+        execute(notebook, partial, parameters, engine, time_left, memory)
     except (PapermillExecutionError, CellTimeoutError, RuntimeError) as error:  # a dead kernel is a RuntimeError
         if partial.exists():
             os.replace(partial, failed)
@@ -607,18 +642,28 @@ def in_thread(job: Callable[[], Any]) -> Future:
     threading.Thread(target=work, daemon=True).start()
     return future
 
-# %% ../nbs/13_runs.ipynb #13ad8bb1
-def normal_code(source: str) -> str:
-    """Python `source` without comments and layout; lines of IPython magic count as they stand."""
-    lines = [f"pass  # {line}" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
-    magic = "".join(line + "\n" for line in source.splitlines() if line.lstrip().startswith(("%", "!")))
-    return magic + ast.unparse(ast.parse("\n".join(lines)))
+# %% ../nbs/13_runs.ipynb #0b9ab778
+def parse_cell(source: str) -> ast.Module | None:
+    """The cell `source` as Python, with lines of IPython magic left empty; None when it is no Python."""
+    lines = ["pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
+    try:
+        return ast.parse("\n".join(lines))
+    except SyntaxError:
+        return None
 
-# %% ../nbs/13_runs.ipynb #c1412440
+# %% ../nbs/13_runs.ipynb #4a462b69
+def normal_code(source: str) -> str:
+    """Python `source` without comments and layout; lines of IPython magic, and what is no Python, as they stand."""
+    tree = parse_cell(source)
+    magic = "".join(line + "\n" for line in source.splitlines() if line.lstrip().startswith(("%", "!")))
+    return magic + ast.unparse(tree) if tree else source
+
+# %% ../nbs/13_runs.ipynb #49ec17e2
 def imported_modules(source: str, library: Path) -> set[str]:
     """Names of the modules in the folder `library` (the package fraudnb) that `source` imports itself."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = parse_cell(source)
+    for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.ImportFrom):
             # nbdev writes the library's own imports as relative ones
             module = "." * node.level + (node.module or "")
@@ -629,7 +674,7 @@ def imported_modules(source: str, library: Path) -> set[str]:
             names |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith(f"{library.name}.")}
     return {name for name in names if (library / f"{name}.py").is_file()}
 
-# %% ../nbs/13_runs.ipynb #a2b1027c
+# %% ../nbs/13_runs.ipynb #8b0060a2
 def notebook_source(notebook: Path, library: Path) -> str:
     """The code that a run of `notebook` depends on: its own cells, then the modules of `library` they import.
 
@@ -638,8 +683,9 @@ def notebook_source(notebook: Path, library: Path) -> str:
     cells = [cell for cell in read_cells(notebook) if cell["cell_type"] == "code"]
     mark_lessons(cells)
     run = [cell for cell in cells if "skip-execution" not in cell.get("metadata", {}).get("tags", [])]
-    own = "\n".join(normal_code("".join(cell["source"])) for cell in run)
-    sources, waiting = {}, imported_modules(own, library)
+    codes = [normal_code("".join(cell["source"])) for cell in run]
+    own, sources = "\n".join(codes), {}
+    waiting = set().union(*(imported_modules(code, library) for code in codes))
     while waiting:
         module = waiting.pop()
         sources[module] = normal_code((library / f"{module}.py").read_text(encoding="utf-8"))

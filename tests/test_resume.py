@@ -185,7 +185,8 @@ def test_failing_cell(tmp_path):
 def test_kernel_that_exits(tmp_path):
     """An error, not a hang."""
     project = notebook_project(tmp_path / "project", "import os", "os._exit(3)")
-    assert "90_light.ipynb stopped: DeadKernelError" in failed_run(project)
+    message = failed_run(project)
+    assert "cell 2 of 90_light.ipynb stopped with DeadKernelError" in message and "os._exit(3)" in message
 
 
 def test_kernel_that_is_killed(tmp_path):
