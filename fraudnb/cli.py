@@ -7,8 +7,9 @@ __all__ = ['app', 'main', 'exit_code', 'expected_error', 'join_pairs', 'split_pa
            'sweep', 'SweepProgress', 'print_leaderboard', 'metrics', 'read_metrics', 'print_metrics', 'score',
            'score_one', 'score_folder', 'describe_scored', 'partitions_progress', 'source']
 
-# %% ../nbs/18_cli.ipynb #ed12a696
+# %% ../nbs/18_cli.ipynb #fded70f9
 import contextlib
+import errno
 import json
 import sys
 import time
@@ -61,7 +62,7 @@ def exit_code(command: Callable[[], int | None], debug: bool = False) -> int:
         print(f"fraudnb: {str(error).strip()}", file=sys.stderr)
         return code
 
-# %% ../nbs/18_cli.ipynb #5b8c100d
+# %% ../nbs/18_cli.ipynb #6a543e63
 def expected_error(error: Exception) -> int | None:
     """The exit code for an error that users are told about in one paragraph; None for one that is a bug."""
     # imported only when something went wrong: `fraudnb --help` must not wait for pandas
@@ -69,6 +70,8 @@ def expected_error(error: Exception) -> int | None:
     from fraudnb.runs import StepFailed
     from fraudnb.schema import InputError
 
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 1
     return 2 if isinstance(error, InputError | ModelError) else 1 if isinstance(error, StepFailed | OSError) else None
 
 # %% ../nbs/18_cli.ipynb #ddbbab4c
@@ -149,7 +152,7 @@ class Sampler(StrEnum):
     random = "random"
     tpe = "tpe"
 
-# %% ../nbs/18_cli.ipynb #21fb13aa
+# %% ../nbs/18_cli.ipynb #d6714215
 @app.command()
 def sweep(
     notebook: Annotated[str, typer.Argument(metavar="NOTEBOOK", help="Such as 03_train: its parameters are varied.")],
@@ -175,7 +178,7 @@ def sweep(
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds that a run may take.")] = 4 * 3600,
     memory_limit: Annotated[float, typer.Option(min=0, help="GB of memory that a run may use; 0: no limit.")] = 0,
     engine: Annotated[Engine, typer.Option(help="How kernels are started.")] = Engine.warm,
-) -> int:
+) -> None:
     """Run a notebook many times over a space of its parameters, in parallel, and rank the runs."""
     from fraudnb import runs, sweep
 
@@ -193,11 +196,11 @@ def sweep(
     plan = sweep.plan_sweep(
         notebooks, split_pairs(vary or [], "-g NAME=V1,V2"), split_pairs(parameters or []), file, root, **options
     )
-    with sweep.alone(plan.folder), SweepProgress(by) as progress, sweep.open_workers(workers, scheduler) as slots:
-        records = sweep.execute_sweep(plan, slots, progress.report)
-    return print_leaderboard(records, plan)
+    with SweepProgress(by) as progress:
+        records = sweep.execute_sweep(plan, progress.report, workers, scheduler)
+    print_leaderboard(records, plan)
 
-# %% ../nbs/18_cli.ipynb #b6c2f364
+# %% ../nbs/18_cli.ipynb #4b238020
 class SweepProgress:
     """Shows how far a sweep is and its best run so far by the metric `by`: a bar on a terminal, else a line per run."""
 
@@ -206,7 +209,8 @@ class SweepProgress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.by, self.best, self.ended = by, None, 0
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        text = TextColumn("{task.description}", markup=False)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text)
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self.task = self.bar.add_task("starting", total=None)
 
@@ -233,29 +237,27 @@ class SweepProgress:
         if self.bar.disable or record["status"] == "failed":
             self.bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-# %% ../nbs/18_cli.ipynb #30a8da9c
-def print_leaderboard(records: Sequence[dict[str, Any]], plan: Any) -> int:
-    """Print the runs of the sweep `plan`, best first, and write them to leaderboard.csv; 1 if none of them is done."""
+# %% ../nbs/18_cli.ipynb #31c7cb0e
+def print_leaderboard(records: Sequence[dict[str, Any]], plan: Any) -> None:
+    """Print the runs of the sweep `plan`, best first, and write them to leaderboard.csv; fails if none is done."""
     from rich.console import Console
 
     from fraudnb import sweep
     from fraudnb.fetch import join_location, store_bytes
+    from fraudnb.runs import StepFailed
 
     failed = [record for record in records if record["status"] == "failed"]
-    for record in failed[:10]:
-        print(f"{record['key']} failed: {record['error']}", file=sys.stderr)
     table = sweep.leaderboard(records, plan.by)
+    if table.empty:
+        raise StepFailed(f"No run is done, {len(failed)} failed. The same command tries them again.")
     place = join_location(plan.folder, "leaderboard.csv")
     store_bytes(table.to_csv(index=False).encode(), place)
-    if table.empty:
-        return 1
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
     console.print(sweep.show_leaderboard(table, plan.by))
     console.print(sweep.tell_apart(table, plan.by), soft_wrap=True, highlight=False)
     console.print(
         f"{len(table)} runs done, {len(failed)} failed. All of them: {place}", soft_wrap=True, highlight=False
     )
-    return 0
 
 # %% ../nbs/18_cli.ipynb #5c1506a8
 @app.command()
