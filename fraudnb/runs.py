@@ -250,15 +250,17 @@ def as_number(value: Any, digits: int = 6) -> int | float:
         raise ValueError(f"{number} is not a number that can be recorded")
     return float(f"{number:.{digits}g}")
 
-# %% ../nbs/13_runs.ipynb #9fce8d9b
+# %% ../nbs/13_runs.ipynb #cb5fd215
 def without_rfc3987() -> None:
     """Have jsonschema, when it is imported after this, do without the format checks for international addresses."""
     sys.modules.setdefault("rfc3987_syntax", None)
 
-# %% ../nbs/13_runs.ipynb #e9882570
+
+without_rfc3987()
+
+# %% ../nbs/13_runs.ipynb #8adab7a0
 def open_scrapbook() -> ModuleType:
     """The module `scrapbook`, quick to import, and without the check of its own schema for every number."""
-    without_rfc3987()
     import scrapbook.scraps
     from jsonschema.validators import validator_for
 
@@ -435,9 +437,10 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
         return StepFailed(f"{notebook.name} stopped with {what} {where}")
     return StepFailed(f"cell {number} of {notebook.name} stopped with {what} The cell: {source!r}. {where}")
 
-# %% ../nbs/13_runs.ipynb #0e013c10
+# %% ../nbs/13_runs.ipynb #9b5c0eb4
 WARM_KERNEL = "fraudnb-warm"
 WARM_MODULES = (
+    "fraudnb.runs",
     "matplotlib.pyplot",
     "seaborn",
     "imblearn.pipeline",
@@ -540,7 +543,7 @@ def memory_argument(most: float) -> list[str]:
     module = "__import__('resource')"
     return [f"--IPKernelApp.exec_lines={module}.setrlimit({module}.RLIMIT_DATA, ({int(most)}, {int(most)}))"]
 
-# %% ../nbs/13_runs.ipynb #90e74a09
+# %% ../nbs/13_runs.ipynb #25df6b4c
 def execute(
     notebook: Path,
     output: Path,
@@ -554,7 +557,6 @@ def execute(
     `time_left` tells before each cell how many seconds it may take; `memory` is for `memory_argument`. Raises what
     papermill and nbclient raise.
     """
-    without_rfc3987()
     import papermill
 
     # threads that wait for work and spin are worse than useless when cores are shared with other runs

@@ -558,17 +558,18 @@ def threads_each(workers: int, environment: Mapping[str, str], cores: int) -> in
     given = environment.get("OMP_NUM_THREADS", "")
     return max(1, min(cores // workers, int(given) if given.isdecimal() and int(given) else cores))
 
-# %% ../nbs/14_sweep.ipynb #28767832
-def start_forkserver(modules: list[str]) -> None:
-    """Start the process that workers are forked from, with `modules` loaded; Ctrl-C does not reach it."""
-    multiprocessing.forkserver.set_forkserver_preload(modules)
+# %% ../nbs/14_sweep.ipynb #2155689d
+def start_forkserver() -> None:
+    """Start the process that workers are forked from, with papermill loaded; Ctrl-C does not reach it."""
+    # fraudnb.sweep first: it sees to it that papermill is imported quickly
+    multiprocessing.forkserver.set_forkserver_preload(["fraudnb.sweep", "papermill", "scrapbook"])
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a child has from the start
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/14_sweep.ipynb #97ff0327
+# %% ../nbs/14_sweep.ipynb #fc130272
 class Workers:
     """A number of slots, each of which executes one run at a time, in processes of this machine; used as a context."""
 
@@ -577,7 +578,7 @@ class Workers:
         self.context = multiprocessing.get_context("forkserver" if posix else "spawn")
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         if posix:
-            start_forkserver(["papermill", "scrapbook", "fraudnb.sweep"])
+            start_forkserver()
         self.slots: list[tuple[ProcessPoolExecutor, Future] | None] = [None] * count
 
     def start(self, slot: int) -> ProcessPoolExecutor:
