@@ -4,6 +4,7 @@
     python bench/article.py --repeats 3              # medians of three rounds
     python bench/article.py --data creditcard.csv    # a file of yours, read where it is
     python bench/article.py --one-process            # the article also in one process
+    python bench/article.py --without-exploring      # neither explore nor 01_explore
     python bench/article.py --engine fresh           # fraudnb with a new kernel per notebook
     python bench/article.py --rows 20000 --keep build/bench/article    # a quick check; logs and results stay there
 
@@ -17,14 +18,15 @@ train        14 logistic regressions (penalty l1, l2; 7 values of C) in 5 folds,
 evaluate     classification report, weighted metrics, confusion matrix as a heatmap
 
 Only the small tables (about a thousand rows) are passed on as CSV; nothing is checked, no test set is as rare in frauds
-as life, no number has an interval, and fetching by boto3 is left out. The rows "without exploring" leave out explore,
-and 01_explore on our side. One process (one_process.py) imports once, reads once and passes tables in memory.
+as life, no number has an interval, and fetching by boto3 is left out. One process (one_process.py) imports once, reads
+once and passes tables in memory.
 
 fraudnb's sides are `fraudnb run -p source FILE` with the defaults of params.yaml (LightGBM on all training rows) and
 with `-f recipes/article.yaml`, which does what the article does and measures it on an honest test set as well.
 
 Everybody gets OMP_WAIT_POLICY=PASSIVE (which `fraudnb run` sets itself): with cores shared, threads that spin make the
-article's t-SNE take three times as long. "CPU s" is user and system time of all processes of a side.
+article's t-SNE take three times as long. "CPU s" is user and system time of all processes of a side. Notebooks may
+run side by side: their times then add up to more than the whole.
 """
 
 import argparse
@@ -52,6 +54,8 @@ from common import (
     write_csv,
 )
 
+from fraudnb.runs import pipeline_notebooks
+
 SCRIPTS = ROOT / "bench" / "article_scripts"
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -65,11 +69,12 @@ class Took:
     parts: dict[str, float]
 
 
-def run_scripts(source: Path, folder: Path) -> Took:
+def run_scripts(source: Path, folder: Path, exploring: bool) -> Took:
     """Run the article's scripts one after the other in `folder`."""
     used = {}
-    for name, words in (("preprocess", [source]), ("explore", [source]), ("train", []), ("evaluate", [])):
-        command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words), str(folder)]
+    for name in ("preprocess", *(["explore"] if exploring else []), "train", "evaluate"):
+        read = [str(source)] if name in ("preprocess", "explore") else []
+        command = [sys.executable, str(SCRIPTS / f"{name}.py"), *read, str(folder)]
         used[name] = timed(command, folder, folder / f"{name}.log", ENVIRONMENT)
     return Took(*map(sum, zip(*used.values(), strict=True)), {name: seconds for name, (seconds, _) in used.items()})
 
@@ -81,50 +86,54 @@ def run_one_process(source: Path, folder: Path) -> Took:
 
 
 def run_fraudnb(source: Path, folder: Path, more: Sequence[str]) -> Took:
-    """Run the five notebooks of the project in `folder`; the parts are what `fraudnb run` prints of each notebook."""
+    """Run the notebooks of the project in `folder`; the parts are what `fraudnb run` prints of each notebook."""
     command = [str(BIN / "fraudnb"), "run", "-p", "source", str(source), "--name", "bench", *more]
     log = folder / "run.log"
     used = timed(command, folder, log, ENVIRONMENT)
-    return Took(*used, {name: float(s) for name, s in re.findall(r"(\w+)\.ipynb +([\d.]+) s", log.read_text())})
+    printed = sorted(re.findall(r"(\w+)\.ipynb +([\d.]+) s", log.read_text()))
+    return Took(*used, {name: float(seconds) for name, seconds in printed})
 
 
-def make_sides(folder: Path, source: Path, one_process: bool, engine: str) -> dict[str, Callable[[], Took]]:
+def make_sides(
+    folder: Path, source: Path, exploring: bool, one_process: bool, engine: str
+) -> dict[str, Callable[[], Took]]:
     """The sides by their names in the table, each with a folder of its own."""
-    chosen = ["--engine", engine] if engine else []
-    recipe = ["-f", str(ROOT / "recipes" / "article.yaml")]
     folders = {name: folder / name for name in ("scripts", "process", "default", "recipe")}
     for one in folders.values():
         one.mkdir(exist_ok=True)
-    for name in ("default", "recipe"):
-        make_project(folders[name])
-    shown = " ".join(["fraudnb run", *chosen])
+    notebooks = [
+        path.stem for path in pipeline_notebooks(make_project(folders["default"])) if "explore" not in path.stem
+    ]
+    make_project(folders["recipe"])
+    more = [*([] if exploring else notebooks), *(["--engine", engine] if engine else [])]
+    recipe = ["-f", "recipes/article.yaml"]
     return {
-        "article, four scripts": partial(run_scripts, source, folders["scripts"]),
+        f"article, {'four' if exploring else 'three'} scripts": partial(
+            run_scripts, source, folders["scripts"], exploring
+        ),
         **({"article, one process": partial(run_one_process, source, folders["process"])} if one_process else {}),
-        f"`{shown} -f recipes/article.yaml`": partial(run_fraudnb, source, folders["recipe"], [*chosen, *recipe]),
-        f"`{shown}`": partial(run_fraudnb, source, folders["default"], chosen),
+        f"`{' '.join(['fraudnb run', *more, *recipe])}`": partial(
+            run_fraudnb, source, folders["recipe"], [*more, *recipe]
+        ),
+        f"`{' '.join(['fraudnb run', *more])}`": partial(run_fraudnb, source, folders["default"], more),
     }
 
 
 def sides_table(results: Mapping[str, Sequence[Took]]) -> str:
-    """A row per side, with and without exploring: median wall and CPU seconds, ratio to the article's scripts."""
-    whole = {name: [one.seconds for one in runs] for name, runs in results.items()}
-    without = {
-        f"{name}, without exploring": [
-            one.seconds - sum(seconds for part, seconds in one.parts.items() if part.endswith("explore"))
-            for one in runs
+    """A row per side: median wall and CPU seconds, each with its ratio to the article's scripts."""
+    wall = {name: statistics.median(one.seconds for one in runs) for name, runs in results.items()}
+    cpu = {name: statistics.median(one.cpu for one in runs) for name, runs in results.items()}
+    base = next(iter(results))
+    rows = [
+        [
+            name,
+            median_and_range([one.seconds for one in runs]),
+            f"{wall[name] / wall[base]:.2f}",
+            f"{cpu[name]:.1f}",
+            f"{cpu[name] / cpu[base]:.2f}",
         ]
         for name, runs in results.items()
-        if runs[0].parts
-    }
-    cpu = {name: statistics.median(one.cpu for one in runs) for name, runs in results.items()}
-    rows = []
-    for seconds in (whole, without):
-        base = next(iter(seconds))
-        for name, values in seconds.items():
-            ratio = statistics.median(values) / statistics.median(seconds[base])
-            used = [f"{cpu[name]:.1f}", f"{cpu[name] / cpu[base]:.2f}"] if name in cpu else ["", ""]
-            rows.append([name, median_and_range(values), f"{ratio:.2f}", *used])
+    ]
     return markdown(["side", "wall s", "ratio", "CPU s", "ratio"], rows)
 
 
@@ -145,9 +154,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="PATH.csv", help="measure on this file instead")
     parser.add_argument("--repeats", type=int, default=1, help="rounds of which to take medians (default: 1)")
     parser.add_argument("--one-process", action="store_true", help="run the article in one process as well")
+    parser.add_argument("--without-exploring", action="store_true", help="leave out explore and 01_explore")
     parser.add_argument("--engine", default="", help="passed on to fraudnb run")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this folder and leave it there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.one_process and options.without_exploring:
+        parser.error("--one-process explores too: leave out --without-exploring")
+    return options
 
 
 def main() -> None:
@@ -161,7 +174,8 @@ def main() -> None:
         source = data or folder / "transactions.csv"
         if not data:
             write_csv(source, options.rows)
-        results = alternate(make_sides(folder, source, options.one_process, options.engine), options.repeats)
+        sides = make_sides(folder, source, not options.without_exploring, options.one_process, options.engine)
+        results = alternate(sides, options.repeats)
         title = data.name if data else f"{options.rows:,} synthetic rows"
         size = f"{source.stat().st_size / 1e6:,.0f} MB of CSV"
     rounds = f"medians (and ranges) of {options.repeats} rounds" if options.repeats > 1 else "one round"
