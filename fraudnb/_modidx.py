@@ -438,6 +438,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fraudnb.sweep.grid_points': ('sweep.html#grid_points', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.in_space': ('sweep.html#in_space', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.input_version': ('sweep.html#input_version', 'fraudnb/sweep.py'),
+                               'fraudnb.sweep.interrupted_later': ('sweep.html#interrupted_later', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.leaderboard': ('sweep.html#leaderboard', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.lent': ('sweep.html#lent', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.listed_choice': ('sweep.html#listed_choice', 'fraudnb/sweep.py'),

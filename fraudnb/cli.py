@@ -39,11 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     sys.exit(exit_code(lambda: app([word for word in words if word != "--debug"], standalone_mode=False), debug))
 
-# %% ../nbs/18_cli.ipynb #0a036274
+# %% ../nbs/18_cli.ipynb #d59f06d9
 def exit_code(command: Callable[[], int | None], debug: bool = False) -> int:
     """Call `command` and return its exit code, after printing an expected error as one paragraph on standard error."""
     try:
-        return command() or 0  # Typer returns a code for Ctrl-C instead of raising
+        code = command() or 0
+        if code == 130:  # which Typer returns for Ctrl-C, instead of raising
+            raise KeyboardInterrupt
+        return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except (KeyboardInterrupt, typer.Abort):

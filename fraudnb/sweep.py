@@ -7,14 +7,14 @@ __all__ = ['FOLDERS', 'Space', 'Distribution', 'parse_choice', 'parse_text', 'en
            'check_choice', 'grid_points', 'random_points', 'draw', 'optuna_distribution', 'TreeParzen', 'in_space',
            'Run', 'place_values', 'run_key', 'make_run', 'borrowed_folders', 'code_version', 'input_version',
            'read_record', 'write_record', 'finished', 'empty_folder', 'countdown', 'execute_run', 'execute_steps',
-           'lent', 'locked_folder', 'end_with_parent', 'threads_each', 'start_forkserver', 'Workers', 'ClusterWorkers',
-           'open_workers', 'worker_folder', 'execute_anywhere', 'execute_remote', 'fetch_once', 'fetch_folder',
-           'run_all', 'record_lost', 'smaller_is_better', 'sweep_records', 'leaderboard', 'check_metric',
-           'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'read_sweep_file', 'plan_sweep',
+           'lent', 'locked_folder', 'end_with_parent', 'threads_each', 'start_forkserver', 'interrupted_later',
+           'Workers', 'ClusterWorkers', 'open_workers', 'worker_folder', 'execute_anywhere', 'execute_remote',
+           'fetch_once', 'fetch_folder', 'run_all', 'record_lost', 'smaller_is_better', 'sweep_records', 'leaderboard',
+           'check_metric', 'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'read_sweep_file', 'plan_sweep',
            'shared_notebooks', 'run_maker', 'listed_runs', 'asked_runs', 'alone', 'own_records', 'execute_sweep',
            'run_search']
 
-# %% ../nbs/14_sweep.ipynb #5bdea7a8
+# %% ../nbs/14_sweep.ipynb #0501a3ed
 import contextlib
 import hashlib
 import itertools
@@ -41,7 +41,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from .cluster import ClusterLost, open_executor
+from .cluster import ClusterLost, check_scheduler, open_executor
 from fraudnb.fetch import (
     exists,
     explain_os,
@@ -439,7 +439,7 @@ def countdown(seconds: float) -> Callable[[], float]:
 
     return left
 
-# %% ../nbs/14_sweep.ipynb #001367dd
+# %% ../nbs/14_sweep.ipynb #1d1cbc9b
 def execute_run(run: Run) -> dict[str, Any]:
     """Execute the notebooks of `run` unless that has been done, and return its record; raises `OSError` only.
 
@@ -461,7 +461,7 @@ def execute_run(run: Run) -> dict[str, Any]:
                 record["metrics"] = execute_steps(run, folder, record["seconds"])
             record["status"] = "done"
         except (StepFailed, InputError) as error:
-            if isinstance(error.__cause__, OSError):  # no room for the notebook: the run did not fail
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno:  # no room to save: no fault of the run
                 raise error.__cause__ from None
             record |= {"status": "failed", "error": str(error)}
         record["seconds"]["all"] = round(time.monotonic() - started, 3)
@@ -569,7 +569,20 @@ def start_forkserver() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/14_sweep.ipynb #fc130272
+# %% ../nbs/14_sweep.ipynb #c2bb0609
+@contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C wait until the block has ended (POSIX)."""
+    if os.name != "posix":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+# %% ../nbs/14_sweep.ipynb #60bc172c
 class Workers:
     """A number of slots, each of which executes one run at a time, in processes of this machine; used as a context."""
 
@@ -583,8 +596,9 @@ class Workers:
 
     def start(self, slot: int) -> ProcessPoolExecutor:
         """The pool of one worker that is now number `slot`."""
-        pool = ProcessPoolExecutor(1, mp_context=self.context, initializer=end_with_parent)
-        self.slots[slot] = pool, pool.submit(os.getpid)
+        with interrupted_later():
+            pool = ProcessPoolExecutor(1, mp_context=self.context, initializer=end_with_parent)
+            self.slots[slot] = pool, pool.submit(os.getpid)
         return pool
 
     def submit(self, slot: int, run: Run) -> Future:
@@ -980,7 +994,7 @@ def own_records(sweep: Sweep, make: Callable[[Mapping[str, Any]], Run]) -> list[
                 found.append(record)
     return found
 
-# %% ../nbs/14_sweep.ipynb #e0c558ed
+# %% ../nbs/14_sweep.ipynb #8e9792e1
 def execute_sweep(
     sweep: Sweep, report: Callable[[Run, dict[str, Any], bool, int], None], count: int = 0, scheduler: str = ""
 ) -> list[dict[str, Any]]:
@@ -989,6 +1003,7 @@ def execute_sweep(
     `report(run, record, repeated, number)` is called as each run ends, with the number of runs there will be. Raises
     `InputError`, and `StepFailed` when the cluster is lost or nothing can be written.
     """
+    scheduler = scheduler and check_scheduler(scheduler)
     make = run_maker(sweep, scheduler)
     runs = listed_runs(sweep, make) if sweep.sampler != "tpe" else []
     search = TreeParzen(sweep.space, sweep.seed) if sweep.sampler == "tpe" else None
