@@ -420,7 +420,7 @@ def running_cell(partial: Path) -> tuple[int, str]:
             begun = number, "".join(cell["source"]).strip()
     return begun
 
-# %% ../nbs/13_runs.ipynb #0f421579
+# %% ../nbs/13_runs.ipynb #cad85135
 def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     """The exception to raise for `error`, which papermill or nbclient raised while executing `notebook`."""
     where = f"The notebook as far as it came: {partial}"
@@ -434,8 +434,8 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
     # a timeout's message goes on with a preview of the cell
     what = f"{type(error).__name__}: {message.partition(' The message was')[0][:400].rstrip('.')}."
     if not number:
-        return StepFailed(f"{notebook.name} stopped with {what} {where}")
-    return StepFailed(f"cell {number} of {notebook.name} stopped with {what} The cell: {source!r}. {where}")
+        return StepFailed(f"{notebook.name} stopped: {what} {where}")
+    return StepFailed(f"cell {number} of {notebook.name} stopped: {what} The cell: {source!r}. {where}")
 
 # %% ../nbs/13_runs.ipynb #9b5c0eb4
 WARM_KERNEL = "fraudnb-warm"
@@ -480,7 +480,7 @@ def kernel_settings(engine: str, sockets: Path) -> dict[str, Any]:
     manager["client_class"] = "fraudnb.kernels.PromptClient"
     return {"kernel_name": WARM_KERNEL, "config": Config(KernelManager=manager)}
 
-# %% ../nbs/13_runs.ipynb #70a87f80
+# %% ../nbs/13_runs.ipynb #a9dd651b
 def register_engine() -> str:
     """Tell papermill of the engine that executes the pipeline's notebooks, and return its name."""
     from nbformat.v4 import new_code_cell
@@ -501,7 +501,7 @@ def register_engine() -> str:
         def autosave_cell(self, **kwargs: Any) -> None:  # called with every message from the kernel
             shorten_streams(self.nb.cells)
 
-    class Engine(NBClientEngine):
+    class LibraryEngine(Engine):
         @classmethod
         def execute_notebook(cls, nb: Any, kernel_name: str, output_path: str | None = None, **options: Any) -> Any:
             mark_lessons(nb.cells)
@@ -512,7 +512,7 @@ def register_engine() -> str:
             manager.notebook_start()
             try:
                 # what is printed may take longer to arrive than the cell takes to run
-                Client(manager, startup_timeout=120, iopub_timeout=300, **kept).execute()
+                PapermillNotebookClient(manager, startup_timeout=120, iopub_timeout=300, **kept).execute()
             finally:
                 manager.cleanup_pbar()
                 manager.notebook_complete()
@@ -644,10 +644,12 @@ def in_thread(job: Callable[[], Any]) -> Future:
     threading.Thread(target=work, daemon=True).start()
     return future
 
-# %% ../nbs/13_runs.ipynb #0b9ab778
+# %% ../nbs/13_runs.ipynb #459f5caf
 def parse_cell(source: str) -> ast.Module | None:
     """The cell `source` as Python, with lines of IPython magic left empty; None when it is no Python."""
     lines = ["pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
+    if source.lstrip().startswith("%%"):
+        return None  # the whole cell is another language's
     try:
         return ast.parse("\n".join(lines))
     except SyntaxError:

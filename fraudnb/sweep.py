@@ -558,11 +558,14 @@ def threads_each(workers: int, environment: Mapping[str, str], cores: int) -> in
     given = environment.get("OMP_NUM_THREADS", "")
     return max(1, min(cores // workers, int(given) if given.isdecimal() and int(given) else cores))
 
-# %% ../nbs/14_sweep.ipynb #2155689d
+# %% ../nbs/14_sweep.ipynb #952daff1
 def start_forkserver() -> None:
     """Start the process that workers are forked from, with papermill loaded; Ctrl-C does not reach it."""
     # fraudnb.sweep first: it sees to it that papermill is imported quickly
     multiprocessing.forkserver.set_forkserver_preload(["fraudnb.sweep", "papermill", "scrapbook"])
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, nor do they arrive
+        multiprocessing.forkserver.ensure_running()
+        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a child has from the start
     try:
         multiprocessing.forkserver.ensure_running()
