@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'BROKEN_OFF', 'ClusterLost', 'check_scheduler', 'within', 'connect', 'quiet_dask', 'own_versions',
-           'describe_mismatch', 'check_workers', 'explain_task', 'ClusterExecutor', 'count_workers', 'watch',
+           'describe_mismatch', 'check_workers', 'explain_task', 'ClusterExecutor', 'hand_on', 'count_workers', 'watch',
            'open_executor', 'watch_executor', 'close_client']
 
-# %% ../nbs/21_cluster.ipynb #1716dac1
+# %% ../nbs/21_cluster.ipynb #5782c69c
+import asyncio
 import logging
 import re
 import sys
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +73,10 @@ def connect(scheduler: str, seconds: float = 5) -> "Client":
             "have the same version of Dask."
         ) from error
 
-# %% ../nbs/21_cluster.ipynb #d9cfff4d
+# %% ../nbs/21_cluster.ipynb #a5ca4a9c
 def quiet_dask() -> None:
     """Let Dask's client log only what is critical, for the rest of this process."""
-    for name in ("distributed", "distributed.client"):
+    for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 # %% ../nbs/21_cluster.ipynb #27eb0998
@@ -123,12 +125,12 @@ def explain_task(error: BaseException) -> BaseException:
         return ClusterLost(f"A worker lacks {short(error.name or str(error))}: pip install 'fraudnb[dask]' there.")
     return error
 
-# %% ../nbs/21_cluster.ipynb #62949ced
+# %% ../nbs/21_cluster.ipynb #20c9f925
 class ClusterExecutor(Executor):
-    """An `Executor` over another, with `threads` threads in all, whose futures can all be ended by `fail`."""
+    """An `Executor` on a Dask client, whose futures can all be ended by `fail`."""
 
-    def __init__(self, executor: Executor, threads: int = 1) -> None:
-        self.executor, self.threads, self.lock = executor, threads, threading.Lock()
+    def __init__(self, client: "Client") -> None:
+        self.client, self.lock = client, threading.Lock()
         self.waiting: set[Future] = set()
         self.reason: ClusterLost | None = None
 
@@ -139,30 +141,37 @@ class ClusterExecutor(Executor):
             if self.reason:
                 raise self.reason
             self.waiting.add(future)
-        inner = self.executor.submit(function, *args, **kwargs)
-        inner.add_done_callback(lambda _: self.hand_on(inner, future))
+        inner = self.client.submit(partial(function, *args, **kwargs), pure=False)
         future.add_done_callback(lambda _: inner.cancel() if future.cancelled() else None)
+        self.client.loop.add_callback(hand_on, inner, lambda *ending: self.end(future, *ending))
         return future
 
-    def hand_on(self, inner: Future, future: Future) -> None:
-        """End `future` as `inner` ended."""
-        with suppress(InvalidStateError):  # it may have been cancelled, or ended by `fail`
-            if inner.cancelled():
-                future.set_exception(self.reason or ClusterLost(BROKEN_OFF))
-            elif error := inner.exception():
-                future.set_exception(explain_task(error))
-            else:
-                future.set_result(inner.result())
+    def end(self, future: Future, result: Any, error: BaseException | None = None) -> None:
+        """End `future` with `error`, or with `result`, unless it has ended."""
         with self.lock:
             self.waiting.discard(future)
+        with suppress(InvalidStateError):  # cancelled, or ended before
+            future.set_exception(self.reason or error) if error else future.set_result(result)
 
     def fail(self, reason: ClusterLost) -> None:
         """End every future that is still waiting, and refuse new ones, with `reason`."""
         with self.lock:
             self.reason, waiting = self.reason or reason, list(self.waiting)
         for future in waiting:
-            with suppress(InvalidStateError):
-                future.set_exception(self.reason)
+            self.end(future, None, self.reason)
+
+# %% ../nbs/21_cluster.ipynb #7a1b025a
+async def hand_on(inner: Any, end: Callable[..., None], attempts: int = 3) -> None:
+    """Await Dask's future `inner`, and call `end(result)` or `end(None, error)`, the error told by `explain_task`."""
+    for attempt in range(1, attempts + 1):
+        try:
+            return end(await inner)
+        except Exception as error:  # of any kind: it is the task's, or Dask's
+            if inner.status == "error":
+                return end(None, explain_task(error))
+            if inner.status == "cancelled" or attempt == attempts:
+                return end(None, ClusterLost(BROKEN_OFF))
+            await asyncio.sleep(attempt)
 
 # %% ../nbs/21_cluster.ipynb #21ec2950
 def count_workers(client: "Client", seconds: float = 5) -> int:
@@ -187,7 +196,7 @@ def watch(client: "Client", stop: threading.Event, patience: float) -> str:
             return f"The cluster has had no worker for {patience:g} s. Start some with `dask worker`."
     return ""
 
-# %% ../nbs/21_cluster.ipynb #a9629381
+# %% ../nbs/21_cluster.ipynb #b7630370
 @contextmanager
 def open_executor(scheduler: str, patience: float = 60) -> Iterator[Executor]:
     """Yield an `Executor` on the workers of the Dask scheduler at `scheduler` (`tcp://HOST:PORT`).
@@ -198,14 +207,15 @@ def open_executor(scheduler: str, patience: float = 60) -> Iterator[Executor]:
     (`distributed.scheduler.allowed-failures`). Raises `ClusterLost` and `InputError` when the cluster cannot be used.
     """
     client, stop = connect(scheduler), threading.Event()
+    executor = ClusterExecutor(client)
     quiet_dask()
     try:
         check_workers(client)
-        executor = ClusterExecutor(client.get_executor(pure=False), sum(client.nthreads().values()))
         threading.Thread(target=watch_executor, args=(client, executor, stop, patience), daemon=True).start()
         yield executor
     finally:
         stop.set()
+        executor.fail(ClusterLost("The connection to the scheduler is closed."))
         close_client(client)
 
 # %% ../nbs/21_cluster.ipynb #532b89d9

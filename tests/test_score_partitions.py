@@ -1,5 +1,6 @@
 """`fraudnb score` on folders of Parquet: on the disk and on S3, alone and on a real Dask cluster, killed midway."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from project import BIN, FEATURES, environment, paragraph, transactions, wait_un
 from test_command import score
 from test_fetch import Wire
 
-from fraudnb.cluster import ClusterLost, connect, open_executor
+from fraudnb.cluster import ClusterLost, connect, hand_on, open_executor
 from fraudnb.fetch import join_location, list_files, read_bytes, store_bytes, store_file
 from fraudnb.model import save_bundle
 from fraudnb.schema import InputError
@@ -497,6 +498,30 @@ def test_frozen_scheduler(s3_env, tmp_path):
                 future.result(timeout=20)
             with pytest.raises(ClusterLost):
                 executor.submit(time.sleep, 0)
+
+
+@dataclass
+class Unreachable:
+    """A future of Dask whose result, there on a worker, cannot be fetched the first `times` times."""
+
+    times: int
+    status: str = "finished"
+
+    def __await__(self) -> Generator[None, None, str]:
+        yield from asyncio.sleep(0).__await__()
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError("Stream is closed")
+        return "result"
+
+
+def test_result_that_cannot_be_fetched():
+    """It is asked for again; if in vain, the future ends all the same, which in Dask's own executor it does not."""
+    endings: list[tuple] = []
+    for times, attempts in ((1, 2), (2, 2)):
+        asyncio.run(hand_on(Unreachable(times), lambda *ending: endings.append(ending), attempts))
+    assert endings[0] == ("result",)
+    assert endings[1][0] is None and isinstance(endings[1][1], ClusterLost)
 
 
 DEADLY = """
