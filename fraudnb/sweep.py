@@ -540,10 +540,12 @@ def locked_folder(folder: Path, patience: float = 3600, name: str = "") -> Itera
         file.flush()
         yield
 
-# %% ../nbs/14_sweep.ipynb #e83dd97b
+# %% ../nbs/14_sweep.ipynb #0fdd2be1
 def end_with_parent() -> None:
     """Leave Ctrl-C to the sweep, and end this worker as soon as the process that started it has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # kernels would inherit the mask
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -558,7 +560,7 @@ def threads_each(workers: int, environment: Mapping[str, str], cores: int) -> in
     given = environment.get("OMP_NUM_THREADS", "")
     return max(1, min(cores // workers, int(given) if given.isdecimal() and int(given) else cores))
 
-# %% ../nbs/14_sweep.ipynb #952daff1
+# %% ../nbs/14_sweep.ipynb #099a7284
 def start_forkserver() -> None:
     """Start the process that workers are forked from, with papermill loaded; Ctrl-C does not reach it."""
     # fraudnb.sweep first: it sees to it that papermill is imported quickly
@@ -566,11 +568,13 @@ def start_forkserver() -> None:
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, nor do they arrive
         multiprocessing.forkserver.ensure_running()
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a child has from the start
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    multiprocessing.resource_tracker.ensure_running()  # which would unblock Ctrl-C
+    with interrupted_later():
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a child has from the start
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/14_sweep.ipynb #c2bb0609
 @contextlib.contextmanager
@@ -633,14 +637,14 @@ class ClusterWorkers:
         """Send `run` to the cluster."""
         return self.executor.submit(execute_anywhere, run)
 
-# %% ../nbs/14_sweep.ipynb #0cd46f73
+# %% ../nbs/14_sweep.ipynb #229de816
 @contextlib.contextmanager
 def open_workers(count: int, scheduler: str = "") -> Iterator[Workers | ClusterWorkers]:
     """Workers of this machine, `count` of them (0: one per core), or those of the Dask cluster at `scheduler`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if scheduler:
         with open_executor(scheduler) as executor:
-            yield ClusterWorkers(executor, count or max(1, executor.threads))
+            yield ClusterWorkers(executor, count or max(1, sum(executor.client.nthreads().values())))
     else:
         with Workers(count or cores, threads_each(count or cores, os.environ, cores)) as workers:
             yield workers

@@ -9,7 +9,7 @@ __all__ = ['make_estimator', 'default_space', 'pipeline_space', 'MedianImputer',
            'to_onnx', 'check_export', 'trusted_types', 'load_pipeline', 'reference_quantiles', 'quantile_levels',
            'library_versions', 'git_revision', 'as_arrays']
 
-# %% ../nbs/03_train.ipynb #6cc33898
+# %% ../nbs/03_train.ipynb #9d1cf61a
 import copy
 import inspect
 import re
@@ -40,7 +40,7 @@ from sklearn.utils.validation import has_fit_parameter
 from .figures import as_image, new_figure
 from .model import ModelError, file_sha256, input_matrix, open_session, predict_matrix, read_card
 from .preprocess import class_weights, make_outlier_filter, make_reducer, make_sampler, scale_amount_and_time
-from .runs import check_running, project_path
+from .runs import check_running, project_path, record_numbers
 from .schema import InputError, Schema, near_match
 
 # %% ../nbs/03_train.ipynb #8c71ff57
