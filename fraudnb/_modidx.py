@@ -188,6 +188,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fraudnb.kernels.load': ('kernels.html#load', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.locked': ('kernels.html#locked', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.namespaces': ('kernels.html#namespaces', 'fraudnb/kernels.py'),
+                                 'fraudnb.kernels.open_files': ('kernels.html#open_files', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.own_threads': ('kernels.html#own_threads', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.private_folder': ('kernels.html#private_folder', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.read_message': ('kernels.html#read_message', 'fraudnb/kernels.py'),

@@ -10,7 +10,7 @@ __all__ = ['log', 'READ_BY_LIBRARIES', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIA
            'answer', 'tell', 'end_kernel', 'reap', 'admit', 'serve', 'load', 'own_threads', 'listen', 'wake_on_child',
            'leave_zygote', 'detach', 'zygote_main', 'kernel_main', 'zygote_command', 'start_zygote', 'locked',
            'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess', 'fork_kernel', 'why_plain',
-           'listening', 'say_once', 'ForkProvisioner', 'PromptClient', 'write_kernelspec']
+           'listening', 'say_once', 'open_files', 'ForkProvisioner', 'PromptClient', 'write_kernelspec']
 
 # %% ../nbs/12_kernels.ipynb #025be51b
 import asyncio
@@ -719,7 +719,19 @@ def say_once(message: str) -> None:
 # %% ../nbs/12_kernels.ipynb #f738149f
 FORK_OPTIONS = {"stdin", "stdout", "stderr", "env", "cwd", "independent", "extra_arguments", "kernel_id"}
 
-# %% ../nbs/12_kernels.ipynb #3685f369
+# %% ../nbs/12_kernels.ipynb #f27acd41
+@contextlib.contextmanager
+def open_files(files: Sequence[Any]) -> Iterator[list[int]]:
+    """The descriptors of the three standard `files` as `Popen` takes them; no input is an empty one, as in Jupyter."""
+    with open(os.devnull, "r+b", buffering=0) as nothing:
+        given = [nothing if file == subprocess.DEVNULL else file for file in files]
+        given[0] = nothing if files[0] is None else given[0]
+        yield [
+            number if file is None else file if isinstance(file, int) else file.fileno()
+            for number, file in enumerate(given)
+        ]
+
+# %% ../nbs/12_kernels.ipynb #039ebd0f
 class ForkProvisioner(LocalProvisioner):
     """Starts kernels by forking them from a process that has `modules` loaded; a plain kernel where that cannot be."""
 
@@ -750,13 +762,7 @@ class ForkProvisioner(LocalProvisioner):
     def fork(self, cmd: list[str], files: list[Any], kwargs: Mapping[str, Any]) -> ForkedProcess:
         """The forked kernel for `cmd`, with `files` as `Popen` takes them; raises `NoZygote`."""
         request = describe_process(cmd, kwargs.get("env") or os.environ, str(kwargs.get("cwd") or os.getcwd()))
-        with open(os.devnull, "r+b", buffering=0) as nothing:
-            open_files = [nothing if file == subprocess.DEVNULL else file for file in files]
-            open_files[0] = nothing if files[0] is None else open_files[0]  # as Jupyter's launcher does
-            numbers = [
-                i if file is None else file if isinstance(file, int) else file.fileno()
-                for i, file in enumerate(open_files)
-            ]
+        with open_files(files) as numbers:
             return fork_kernel(self.modules, request, numbers, self.idle)
 
     async def shutdown_requested(self, restart: bool = False) -> None:

@@ -14,7 +14,7 @@ __all__ = ['FOLDERS', 'Space', 'Distribution', 'parse_choice', 'parse_text', 'en
            'shared_notebooks', 'run_maker', 'listed_runs', 'asked_runs', 'alone', 'own_records', 'execute_sweep',
            'run_search']
 
-# %% ../nbs/14_sweep.ipynb #0501a3ed
+# %% ../nbs/14_sweep.ipynb #c17ef9e1
 import contextlib
 import hashlib
 import itertools
@@ -41,6 +41,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+# %% ../nbs/14_sweep.ipynb #46118670
 from .cluster import ClusterLost, check_scheduler, open_executor
 from fraudnb.fetch import (
     exists,

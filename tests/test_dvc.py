@@ -110,7 +110,8 @@ def test_a_parameter_of_04_reruns_04_alone(project):
 def test_changed_code_of_a_notebook_reruns_it(project):
     def more_code(number, cell):
         if number == 2 and cell["cell_type"] != "code":
-            cell |= {"cell_type": "code", "source": ["looked_at = True"], "outputs": [], "execution_count": None}
+            source = ["#| eval: false\n", "looked_at = True"]
+            cell |= {"cell_type": "code", "source": source, "outputs": [], "execution_count": None}
 
     change_notebook(project / "nbs/01_explore.ipynb", more_code)
     assert executed(command("dvc", "repro", folder=project)) == ["01_explore"]

@@ -61,8 +61,6 @@ def killed_during(project: Path, step: str) -> None:
     try:
         wait_until(lambda: process.poll() is not None or partial.exists(), f"{step} to begin", 300)
         assert process.poll() is None, log.read_text()
-        wait_until(lambda: process.poll() is not None or kernels(project), f"a kernel for {step}")
-        assert process.poll() is None and partial.exists(), log.read_text()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -186,7 +184,7 @@ def test_kernel_that_exits(tmp_path):
     """An error, not a hang."""
     project = notebook_project(tmp_path / "project", "import os", "os._exit(3)")
     message = failed_run(project)
-    assert "cell 2 of 90_light.ipynb stopped with DeadKernelError" in message and "os._exit(3)" in message
+    assert "cell 2 of 90_light.ipynb stopped: DeadKernelError" in message and "os._exit(3)" in message
 
 
 def test_kernel_that_is_killed(tmp_path):
