@@ -480,7 +480,7 @@ def kernel_settings(engine: str, sockets: Path) -> dict[str, Any]:
     manager["client_class"] = "fraudnb.kernels.PromptClient"
     return {"kernel_name": WARM_KERNEL, "config": Config(KernelManager=manager)}
 
-# %% ../nbs/13_runs.ipynb #a9dd651b
+# %% ../nbs/13_runs.ipynb #9f3c1731
 def register_engine() -> str:
     """Tell papermill of the engine that executes the pipeline's notebooks, and return its name."""
     from nbformat.v4 import new_code_cell
@@ -494,8 +494,8 @@ def register_engine() -> str:
     class Manager(NotebookExecutionManager):
         def save(self, **kwargs: Any) -> None:
             running = self.nb.metadata.papermill.get("end_time") is None
-            last = getattr(self, "last_save_time", None)
-            if not running or last is None or (self.now() - last).total_seconds() > 2:
+            late = (self.now() - self.last_save_time).total_seconds() > 2
+            if late or not running or not os.path.exists(self.output_path):
                 super().save(**kwargs)
 
         def autosave_cell(self, **kwargs: Any) -> None:  # called with every message from the kernel
