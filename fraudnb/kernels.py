@@ -464,7 +464,7 @@ def detach() -> None:
     if os.fork():
         os._exit(0)
 
-# %% ../nbs/12_kernels.ipynb #57df1ff5
+# %% ../nbs/12_kernels.ipynb #c1b82e92
 def zygote_main(place: str, idle: float, modules: Sequence[str], given: Mapping[str, str]) -> int:
     """Load `modules`, fork kernels for those who ask at the socket `place`, and end after `idle` seconds without any.
 
@@ -477,12 +477,15 @@ def zygote_main(place: str, idle: float, modules: Sequence[str], given: Mapping[
     offender = load([*KERNEL_MODULES, *modules])
     if offender in KERNEL_MODULES:
         sys.exit(f"{offender}, without which there is no kernel, starts a thread when it is imported")
-    state, libraries = code_state(), ThreadpoolController()
-    if offender or any(started < when <= time.time_ns() for when, _, _ in state.values()):
-        log.warning("%s", f"{offender} is left out: it starts a thread" if offender else "Code has changed meanwhile")
-        start = zygote_command(sys.executable, path, idle, [name for name in modules if name != offender])
+    if offender:
+        log.warning("%s is left out: it starts a thread when it is imported", offender)
         sys.stdout.flush()
-        os.execve(sys.executable, start, given)
+        fitting = [name for name in modules if name != offender]
+        os.execve(sys.executable, zygote_command(sys.executable, path, idle, fitting), given)
+    state, libraries = code_state(), ThreadpoolController()
+    if any(started < when <= time.time_ns() for when, _, _ in state.values()):
+        log.warning("the code has changed while it was loaded")
+        return os.EX_TEMPFAIL
     made = dict(os.environ.items() - given.items())
     gc.enable()
     gc.collect()
@@ -535,25 +538,21 @@ def zygote_command(python: str, path: Path, idle: float, modules: Sequence[str])
         *modules,
     ]
 
-# %% ../nbs/12_kernels.ipynb #b39569ea
+# %% ../nbs/12_kernels.ipynb #76d1c7f9
 def start_zygote(command: Sequence[str], path: Path, environment: Mapping[str, str], timeout: float = 120) -> None:
     """Start `command`, the zygote at the socket `path`, and wait until it listens; raises `NoZygote`."""
     journal = path.with_suffix(".log")
     with open(journal, "wb") as output:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=path.parent,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        code = process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = process.wait()
+        options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, "start_new_session": True}
+        for _ in range(3):
+            process = subprocess.Popen(command, env=environment, cwd=path.parent, **options)
+            try:
+                code = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+            if code != os.EX_TEMPFAIL:
+                break
     if code != 0:
         raise NoZygote(f"it did not start: {journal.read_text(errors='replace').strip()[-300:] or f'exit code {code}'}")
 
