@@ -7,7 +7,7 @@ __all__ = ['FOLDERS', 'Space', 'Distribution', 'parse_choice', 'parse_text', 'en
            'check_choice', 'grid_points', 'random_points', 'draw', 'optuna_distribution', 'TreeParzen', 'in_space',
            'Run', 'place_values', 'run_key', 'make_run', 'borrowed_folders', 'code_version', 'input_version',
            'read_record', 'write_record', 'finished', 'empty_folder', 'countdown', 'execute_run', 'execute_steps',
-           'lent', 'locked_folder', 'end_with_parent', 'threads_each', 'start_forkserver', 'interrupted_later',
+           'lent', 'locked_folder', 'end_with_parent', 'threads_each', 'interrupted_later', 'start_forkserver',
            'Workers', 'ClusterWorkers', 'open_workers', 'worker_folder', 'execute_anywhere', 'execute_remote',
            'fetch_once', 'fetch_folder', 'run_all', 'record_lost', 'smaller_is_better', 'sweep_records', 'leaderboard',
            'check_metric', 'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'read_sweep_file', 'plan_sweep',
@@ -561,34 +561,32 @@ def threads_each(workers: int, environment: Mapping[str, str], cores: int) -> in
     given = environment.get("OMP_NUM_THREADS", "")
     return max(1, min(cores // workers, int(given) if given.isdecimal() and int(given) else cores))
 
-# %% ../nbs/14_sweep.ipynb #099a7284
-def start_forkserver() -> None:
-    """Start the process that workers are forked from, with papermill loaded; Ctrl-C does not reach it."""
-    # fraudnb.sweep first: it sees to it that papermill is imported quickly
-    multiprocessing.forkserver.set_forkserver_preload(["fraudnb.sweep", "papermill", "scrapbook"])
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, nor do they arrive
-        multiprocessing.forkserver.ensure_running()
-        return
-    multiprocessing.resource_tracker.ensure_running()  # which would unblock Ctrl-C
-    with interrupted_later():
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a child has from the start
-        try:
-            multiprocessing.forkserver.ensure_running()
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-# %% ../nbs/14_sweep.ipynb #c2bb0609
+# %% ../nbs/14_sweep.ipynb #e786a01f
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
-    """Let Ctrl-C wait until the block has ended (POSIX)."""
-    if os.name != "posix":
-        yield
+    """Let Ctrl-C wait until the block has ended; processes started meanwhile do not hear it at all (POSIX)."""
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield  # elsewhere it does not arrive
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    caught: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
+
+# %% ../nbs/14_sweep.ipynb #4b28feb1
+def start_forkserver() -> None:
+    """Start the process that workers are forked from, with papermill loaded; Ctrl-C does not reach it (POSIX)."""
+    # fraudnb.sweep first: it sees to it that papermill is imported quickly
+    multiprocessing.forkserver.set_forkserver_preload(["fraudnb.sweep", "papermill", "scrapbook"])
+    multiprocessing.resource_tracker.ensure_running()  # which would unblock Ctrl-C
+    with interrupted_later():
+        multiprocessing.forkserver.ensure_running()
 
 # %% ../nbs/14_sweep.ipynb #60bc172c
 class Workers:
