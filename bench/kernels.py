@@ -63,7 +63,7 @@ def running_kernel(name: str) -> Iterator[tuple[KernelManager, Start]]:
         client = manager.client()
         client.start_channels()
         try:
-            client.wait_for_ready(timeout=TIMEOUT)
+            client.kernel_info(reply=True, timeout=TIMEOUT)
             answered = time.perf_counter() - start
             execute(client, IMPORTS)
             yield manager, Start(answered, time.perf_counter() - start)

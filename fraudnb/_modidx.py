@@ -195,6 +195,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fraudnb.kernels.read_umask': ('kernels.html#read_umask', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.reap': ('kernels.html#reap', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.receive': ('kernels.html#receive', 'fraudnb/kernels.py'),
+                                 'fraudnb.kernels.remember_own_modules': ('kernels.html#remember_own_modules', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.reseed': ('kernels.html#reseed', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.restore_threads': ('kernels.html#restore_threads', 'fraudnb/kernels.py'),
                                  'fraudnb.kernels.retire': ('kernels.html#retire', 'fraudnb/kernels.py'),

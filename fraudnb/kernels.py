@@ -8,11 +8,12 @@ __all__ = ['log', 'READ_BY_LIBRARIES', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIA
            'send_request', 'same_user', 'read_umask', 'describe_process', 'reseed', 'thread_count', 'restore_threads',
            'die_with_parent', 'become', 'run_command', 'leave', 'Zygote', 'BecomeKernel', 'receive', 'hang_up',
            'answer', 'tell', 'end_kernel', 'reap', 'admit', 'serve', 'load', 'own_threads', 'listen', 'wake_on_child',
-           'leave_zygote', 'detach', 'zygote_main', 'kernel_main', 'zygote_command', 'start_zygote', 'locked',
-           'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess', 'fork_kernel', 'why_plain',
-           'listening', 'say_once', 'open_files', 'ForkProvisioner', 'PromptClient', 'write_kernelspec']
+           'leave_zygote', 'detach', 'remember_own_modules', 'zygote_main', 'kernel_main', 'zygote_command',
+           'start_zygote', 'locked', 'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess',
+           'fork_kernel', 'why_plain', 'listening', 'say_once', 'open_files', 'ForkProvisioner', 'PromptClient',
+           'write_kernelspec']
 
-# %% ../nbs/12_kernels.ipynb #025be51b
+# %% ../nbs/12_kernels.ipynb #606e8b00
 import asyncio
 import atexit
 import contextlib
@@ -38,6 +39,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -464,7 +466,17 @@ def detach() -> None:
     if os.fork():
         os._exit(0)
 
-# %% ../nbs/12_kernels.ipynb #c1b82e92
+# %% ../nbs/12_kernels.ipynb #522a7da5
+def remember_own_modules() -> None:
+    """Let ipykernel take the modules loaded so far, and none that is loaded later, for the kernel's own."""
+    from ipykernel import ipkernel
+
+    seen = types.ModuleType("sys")
+    seen.__dict__.update(vars(sys))
+    seen.modules = sys.modules.copy()
+    ipkernel.sys = seen
+
+# %% ../nbs/12_kernels.ipynb #bc8fee1d
 def zygote_main(place: str, idle: float, modules: Sequence[str], given: Mapping[str, str]) -> int:
     """Load `modules`, fork kernels for those who ask at the socket `place`, and end after `idle` seconds without any.
 
@@ -474,9 +486,10 @@ def zygote_main(place: str, idle: float, modules: Sequence[str], given: Mapping[
     os.environ["JPY_PARENT_PID"] = str(os.getpid())  # read while ipykernel loads: without it a kernel talks
     started = time.time_ns() - 50_000_000  # the clocks of file systems lag by some milliseconds
     gc.disable()
-    offender = load([*KERNEL_MODULES, *modules])
-    if offender in KERNEL_MODULES:
+    if offender := load(KERNEL_MODULES):
         sys.exit(f"{offender}, without which there is no kernel, starts a thread when it is imported")
+    remember_own_modules()
+    offender = load(modules)
     if offender:
         log.warning("%s is left out: it starts a thread when it is imported", offender)
         sys.stdout.flush()

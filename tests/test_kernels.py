@@ -263,6 +263,11 @@ SAME = {
         "print('JPY_PARENT_PID' in os.environ)",
         "SET_BY_A_MODULE",
     ),
+    "debugger": (
+        "own = get_ipython().kernel.debugger.kernel_modules\n"
+        "print([any(f'/{name}' in file for file in own) for name in ('ipykernel/', 'numpy/', 'openmp.')])",
+        "[True, False, False]",
+    ),
 }
 
 
