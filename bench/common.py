@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -59,16 +59,17 @@ def own_zygotes(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
             yield {**env, "XDG_RUNTIME_DIR": folder}
         finally:
             for process in left_running(folder):
-                process.kill()
-                process.wait()
+                with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                    process.kill()
+                    process.wait()
 
 
 def left_running(runtime_folder: str) -> list[psutil.Process]:
-    """The processes that have `runtime_folder` as their runtime folder."""
+    """The processes whose command line names something in `runtime_folder`: zygotes, and kernels forked from them."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("XDG_RUNTIME_DIR") == runtime_folder:
+            if any(runtime_folder in word for word in process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue  # it has ended, or is not ours to look at
@@ -77,8 +78,12 @@ def left_running(runtime_folder: str) -> list[psutil.Process]:
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
     """User and system time of `processes` and of their children that have ended."""
-    times = [process.cpu_times() for process in processes]
-    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
+    total = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            one = process.cpu_times()
+            total += one.user + one.system + one.children_user + one.children_system
+    return total
 
 
 def timed(command: Sequence[str], folder: Path, log: Path, env: Mapping[str, str] = os.environ) -> tuple[float, float]:

@@ -108,7 +108,7 @@ class Engine(StrEnum):
     warm = "warm"
     fresh = "fresh"
 
-# %% ../nbs/18_cli.ipynb #0f4b0719
+# %% ../nbs/18_cli.ipynb #79145af4
 @app.command()
 def run(
     notebooks: Annotated[
@@ -138,6 +138,7 @@ def run(
     values = file or root / "params.yaml"
     sections = runs.read_values(values, root) if file or values.exists() else {}
     plan = runs.plan_run(chosen, sections, split_pairs(parameters or []), name)
+    runs.prepare_kernels(engine, root)
     for output in runs.run_plan(plan, root / "runs" / name, engine):
         print(f"{output.relative_to(root)}  {run_seconds(output):.1f} s", flush=True)
     if chosen[-1].stem == "04_evaluate":

@@ -10,8 +10,8 @@ __all__ = ['log', 'READ_BY_LIBRARIES', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIA
            'answer', 'tell', 'end_kernel', 'reap', 'admit', 'serve', 'load', 'own_threads', 'listen', 'wake_on_child',
            'leave_zygote', 'detach', 'remember_own_modules', 'zygote_main', 'kernel_main', 'zygote_command',
            'start_zygote', 'locked', 'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess',
-           'fork_kernel', 'why_plain', 'listening', 'say_once', 'open_files', 'ForkProvisioner', 'PromptClient',
-           'write_kernelspec']
+           'zygote_place', 'fork_kernel', 'prepare', 'why_plain', 'listening', 'say_once', 'open_files',
+           'ForkProvisioner', 'PromptClient', 'write_kernelspec']
 
 # %% ../nbs/12_kernels.ipynb #606e8b00
 import asyncio
@@ -671,7 +671,13 @@ class ForkedProcess:
         """Ask the kernel to end."""
         self.send_signal(signal.SIGTERM)
 
-# %% ../nbs/12_kernels.ipynb #95676bf0
+# %% ../nbs/12_kernels.ipynb #4dcff7f8
+def zygote_place(modules: Sequence[str], request: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
+    """The socket of the zygote with `modules` loaded that fits `request`, and its environment; raises `NoZygote`."""
+    environment = zygote_environment(request["environment"], request["folder"])
+    return private_folder() / socket_name(request["command"][0], modules, environment, request["lasting"]), environment
+
+# %% ../nbs/12_kernels.ipynb #4208e6c7
 def fork_kernel(
     modules: Sequence[str],
     request: Mapping[str, Any],
@@ -684,8 +690,8 @@ def fork_kernel(
     `files` are its standard input, output and error. A zygote without kernels ends after `idle` seconds; one that does
     not answer within `seconds` is replaced. Raises `NoZygote` when there is none and none can be started, or `OSError`.
     """
-    python, environment = request["command"][0], zygote_environment(request["environment"], request["folder"])
-    path = private_folder() / socket_name(python, modules, environment, request["lasting"])
+    python = request["command"][0]
+    path, environment = zygote_place(modules, request)
     for _ in range(3):
         found = file_state(str(path))
         connection = connect_or_start(zygote_command(python, path, idle, modules), path, environment)
@@ -698,6 +704,16 @@ def fork_kernel(
         if "stale" in reply:
             retire(path, found if any(found) else file_state(str(path)))
     raise NoZygote("its kernels end before they begin" if "exit" in reply else "its code keeps changing, or it dies")
+
+# %% ../nbs/12_kernels.ipynb #fcab4ce6
+def prepare(modules: Sequence[str], python: str, folder: str, idle: float = 1800) -> None:
+    """Start the zygote that kernels of `python` in `folder` would be forked from, unless it is there.
+
+    `modules` and `idle` as in `fork_kernel`. Raises `NoZygote` and `OSError`.
+    """
+    request = describe_process([python], os.environ, folder)
+    path, environment = zygote_place(modules, request)
+    connect_or_start(zygote_command(python, path, idle, modules), path, environment).close()
 
 # %% ../nbs/12_kernels.ipynb #795d503f
 def why_plain(environment: Mapping[str, str], platform: str = sys.platform) -> str:

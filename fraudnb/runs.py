@@ -9,8 +9,8 @@ __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipel
            'run_folders', 'as_number', 'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers',
            'write_metrics', 'free_names', 'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'library_text',
            'library_import', 'use_library', 'StepFailed', 'running_cell', 'failure', 'kernel_settings',
-           'register_engine', 'shorten_streams', 'memory_argument', 'execute', 'run_notebook', 'run_plan', 'in_thread',
-           'parse_cell', 'normal_code', 'imported_modules', 'notebook_source']
+           'prepare_kernels', 'set_wait_policy', 'register_engine', 'shorten_streams', 'memory_argument', 'execute',
+           'run_notebook', 'run_plan', 'in_thread', 'parse_cell', 'normal_code', 'imported_modules', 'notebook_source']
 
 # %% ../nbs/13_runs.ipynb #3e7cf746
 import ast
@@ -480,6 +480,24 @@ def kernel_settings(engine: str, sockets: Path) -> dict[str, Any]:
     manager["client_class"] = "fraudnb.kernels.PromptClient"
     return {"kernel_name": WARM_KERNEL, "config": Config(KernelManager=manager)}
 
+# %% ../nbs/13_runs.ipynb #4448951d
+def prepare_kernels(engine: str, root: Path) -> Future | None:
+    """Begin to load what kernels in the project's `root` are forked from; the future ends when that is done.
+
+    None for the engine "fresh". What goes wrong is for the first kernel to say.
+    """
+    from fraudnb.kernels import prepare, why_plain
+
+    set_wait_policy()
+    if engine == "fresh" or why_plain(os.environ):
+        return None
+    return in_thread(lambda: prepare(WARM_MODULES, sys.executable, str(root)))
+
+# %% ../nbs/13_runs.ipynb #6059dbdf
+def set_wait_policy() -> None:
+    """Let OpenMP's threads sleep while they wait: when cores are shared with other runs, spinning ones do harm."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # %% ../nbs/13_runs.ipynb #9f3c1731
 def register_engine() -> str:
     """Tell papermill of the engine that executes the pipeline's notebooks, and return its name."""
@@ -543,7 +561,7 @@ def memory_argument(most: float) -> list[str]:
     module = "__import__('resource')"
     return [f"--IPKernelApp.exec_lines={module}.setrlimit({module}.RLIMIT_DATA, ({int(most)}, {int(most)}))"]
 
-# %% ../nbs/13_runs.ipynb #25df6b4c
+# %% ../nbs/13_runs.ipynb #33253159
 def execute(
     notebook: Path,
     output: Path,
@@ -559,8 +577,7 @@ def execute(
     """
     import papermill
 
-    # threads that wait for work and spin are worse than useless when cores are shared with other runs
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_wait_policy()
     # what goes wrong is raised; papermill's log would only say it again, before our paragraph
     logging.getLogger("papermill").addHandler(logging.NullHandler())
     with TemporaryDirectory(prefix="kernel-") as sockets:

@@ -41,7 +41,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-# %% ../nbs/14_sweep.ipynb #46118670
+# %% ../nbs/14_sweep.ipynb #3aa54180
 from .cluster import ClusterLost, check_scheduler, open_executor
 from fraudnb.fetch import (
     exists,
@@ -62,6 +62,7 @@ from fraudnb.runs import (
     check_value,
     notebook_source,
     parse_value,
+    prepare_kernels,
     project_root,
     read_numbers,
     read_parameters,
@@ -1000,7 +1001,7 @@ def own_records(sweep: Sweep, make: Callable[[Mapping[str, Any]], Run]) -> list[
                 found.append(record)
     return found
 
-# %% ../nbs/14_sweep.ipynb #8e9792e1
+# %% ../nbs/14_sweep.ipynb #2c2e6aa2
 def execute_sweep(
     sweep: Sweep, report: Callable[[Run, dict[str, Any], bool, int], None], count: int = 0, scheduler: str = ""
 ) -> list[dict[str, Any]]:
@@ -1013,6 +1014,8 @@ def execute_sweep(
     make = run_maker(sweep, scheduler)
     runs = listed_runs(sweep, make) if sweep.sampler != "tpe" else []
     search = TreeParzen(sweep.space, sweep.seed) if sweep.sampler == "tpe" else None
+    if not scheduler:
+        prepare_kernels(sweep.engine, project_root(sweep.notebooks[0].parent))
     try:
         with alone(sweep.folder), open_workers(count, scheduler) as workers:
             if is_remote(sweep.folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import made_once
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["00_download", "01_explore", "02_preprocess", "03_train", "04_evaluate"]
@@ -50,13 +51,16 @@ def commit(folder: Path) -> None:
     command("git", *author, "commit", "--quiet", "--message", "as it is", folder=folder)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A checkout in which `dvc repro` has run once."""
-    folder = copy_project(tmp_path_factory.mktemp("finished"))
-    assert executed(command("dvc", "repro", folder=folder)) == STAGES
-    commit(folder)
-    return folder
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, worker_id):
+    """A checkout in which `dvc repro` has run once; to be read only."""
+
+    def make(folder: Path) -> None:
+        copy_project(folder)
+        assert executed(command("dvc", "repro", folder=folder)) == STAGES
+        commit(folder)
+
+    return made_once(tmp_path_factory, worker_id, "finished", make)
 
 
 @pytest.fixture
@@ -73,12 +77,10 @@ def change_notebook(path: Path, change) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-@pytest.mark.xdist_group("dvc")
 def test_a_second_repro_runs_nothing(project):
     assert "up to date" in command("dvc", "repro", folder=project)
 
 
-@pytest.mark.xdist_group("dvc")
 def test_outputs_ids_and_remarks_rerun_no_notebook(project):
     """A notebook opened and executed in JupyterLab differs from the committed one, but not in what it computes."""
 
@@ -98,7 +100,6 @@ def test_outputs_ids_and_remarks_rerun_no_notebook(project):
     assert "up to date" in command("dvc", "repro", folder=project)
 
 
-@pytest.mark.xdist_group("dvc")
 def test_a_parameter_of_04_reruns_04_alone(project):
     values = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     values["04_evaluate"]["review_cost"] = 7.0
@@ -106,7 +107,6 @@ def test_a_parameter_of_04_reruns_04_alone(project):
     assert executed(command("dvc", "repro", folder=project)) == ["04_evaluate"]
 
 
-@pytest.mark.xdist_group("dvc")
 def test_changed_code_of_a_notebook_reruns_it(project):
     def more_code(number, cell):
         if number == 2 and cell["cell_type"] != "code":
@@ -117,7 +117,6 @@ def test_changed_code_of_a_notebook_reruns_it(project):
     assert executed(command("dvc", "repro", folder=project)) == ["01_explore"]
 
 
-@pytest.mark.xdist_group("dvc")
 def test_a_failing_step_leaves_the_earlier_outputs(project):
     """DVC deletes outputs before a stage runs unless told not to; a wrong value must cost nothing."""
     values = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
@@ -130,7 +129,6 @@ def test_a_failing_step_leaves_the_earlier_outputs(project):
     assert [(project / name).read_bytes() for name in kept] == before
 
 
-@pytest.mark.xdist_group("dvc")
 def test_pull_in_another_clone_runs_nothing(project, tmp_path, s3, bucket):
     env = {**os.environ, **{name: value for name, value in s3.env.items() if name.startswith("AWS_")}}
     command("dvc", "remote", "modify", "storage", "url", f"s3://{bucket}/dvc", folder=project)
@@ -145,7 +143,6 @@ def test_pull_in_another_clone_runs_nothing(project, tmp_path, s3, bucket):
     assert numbers[0] == numbers[1]
 
 
-@pytest.mark.xdist_group("dvc")
 def test_standard_tools_read_the_run(project):
     """`dvc metrics show` reads metrics.json; plain papermill runs a notebook with a parameter."""
     shown = json.loads(command("dvc", "metrics", "show", "--json", folder=project))

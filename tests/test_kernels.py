@@ -322,6 +322,15 @@ def test_graceful_shutdown(tmp_path, name):
 
 
 @needs_proc
+def test_prepared(place, tmp_path):
+    """A kernel is forked from what was started ahead."""
+    kernels.prepare(NUMERIC, sys.executable, str(tmp_path))
+    (zygote,) = zygotes_in(place)
+    with kernel("numeric", cwd=str(tmp_path)) as one:
+        assert psutil.Process(one.process.pid).ppid() == zygote.pid
+
+
+@needs_proc
 def test_umask_is_only_read(monkeypatch):
     """The system call would change it, for a moment and for all threads."""
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))

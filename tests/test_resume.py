@@ -3,6 +3,7 @@ as if nothing had been."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,14 @@ def test_killed_in_every_step_ends_in_the_same_metrics(tmp_path, request):
         assert (project / name).read_bytes() == (undisturbed / name).read_bytes(), name
     first, second = (pq.read_table(one / "runs/main/scores.parquet") for one in (project, undisturbed))
     assert first.equals(second)
+
+
+def test_fresh_kernels_give_the_same_metrics(tmp_path, small_run):
+    project = shutil.copytree(small_run, tmp_path / "project")
+    done = command(project, "run", "03_train", "04_evaluate", "--engine", "fresh")
+    assert done.returncode == 0, done.stderr
+    for name in ("runs/main/metrics.json", "models/main/model.onnx"):
+        assert (project / name).read_bytes() == (small_run / name).read_bytes(), name
 
 
 # a process that dies just before its second rename, in the middle of putting three files in their places
