@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Then', 'Vary', 'ForAllRuns', 'SweepFile', 'main', 'exit_code', 'expected_error', 'join_pairs', 'split_pairs',
            'Engine', 'run', 'run_seconds', 'Sampler', 'sweep', 'SweepProgress', 'print_leaderboard', 'metrics',
-           'read_metrics', 'print_metrics', 'score', 'score_one', 'score_folder', 'describe_scored',
+           'read_metrics', 'print_metrics', 'diff', 'score', 'score_one', 'score_folder', 'describe_scored',
            'partitions_progress', 'source']
 
 # %% ../nbs/18_cli.ipynb #fded70f9
@@ -211,7 +211,7 @@ def sweep(
         records = sweep.execute_sweep(plan, progress.report, workers, scheduler)
     print_leaderboard(records, plan)
 
-# %% ../nbs/18_cli.ipynb #4b238020
+# %% ../nbs/18_cli.ipynb #306a5f92
 class SweepProgress:
     """Shows how far a sweep is and its best run so far by the metric `by`: a bar on a terminal, else a line per run."""
 
@@ -234,7 +234,8 @@ class SweepProgress:
 
     def report(self, run: Any, record: dict[str, Any], repeated: bool, number: int) -> None:
         """Take in that `run` has ended with `record`, or was found done, of `number` runs there will be."""
-        from fraudnb.sweep import describe_point, smaller_is_better
+        from fraudnb.metrics import smaller_is_better
+        from fraudnb.sweep import describe_point
 
         self.ended += 1
         value = record.get("metrics", {}).get(self.by)
@@ -327,6 +328,36 @@ def print_metrics(run: str, numbers: dict[str, float]) -> None:
     console.print(
         "  ".join(f"{name} {numbers[name]:,.6g}" for name in shown if name in numbers), highlight=False, soft_wrap=True
     )
+
+# %% ../nbs/18_cli.ipynb #b67adecc
+@app.command()
+def diff(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A git revision, or a run's folder such as runs/main.")],
+    head: Annotated[str, typer.Argument(metavar="HEAD", help="The same, to be compared with it.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Where to write; default: printed.")] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with 3 when HEAD is worse than params.yaml allows.")
+    ] = False,
+) -> int:
+    """Compare two runs on the same test rows: which differences are real?"""
+    from fraudnb import compare, runs
+    from fraudnb.model import to_json
+    from fraudnb.schema import atomic_path
+
+    root = runs.project_root()
+    values = runs.read_yaml(root / "params.yaml") if (root / "params.yaml").exists() else {}
+    limits = compare.make_gate(values.get("gate") if isinstance(values, dict) else None)
+    results = [compare.result_of(word, root) for word in (base, head)]
+    comparison = compare.compare(*results, limits)
+    comment = compare.to_markdown(comparison)
+    if out:
+        for path, content in ((out, comment.encode()), (out.with_suffix(".json"), to_json(comparison))):
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+    else:
+        print(comment, end="")
+    print(compare.verdict_sentence(comparison).replace("**", ""), file=sys.stderr)
+    return 1 if comparison["verdict"] == "no_head" else 3 if gate and comparison["gate"] else 0
 
 # %% ../nbs/18_cli.ipynb #12f14257
 @app.command()

@@ -9,8 +9,8 @@ __all__ = ['FOLDERS', 'Space', 'Distribution', 'parse_choice', 'parse_text', 'en
            'read_record', 'write_record', 'finished', 'empty_folder', 'countdown', 'execute_run', 'execute_steps',
            'lent', 'locked_folder', 'end_with_parent', 'threads_each', 'interrupted_later', 'start_forkserver',
            'Workers', 'ClusterWorkers', 'open_workers', 'worker_folder', 'execute_anywhere', 'execute_remote',
-           'fetch_once', 'fetch_folder', 'run_all', 'record_lost', 'smaller_is_better', 'sweep_records', 'leaderboard',
-           'check_metric', 'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'read_sweep_file', 'plan_sweep',
+           'fetch_once', 'fetch_folder', 'run_all', 'record_lost', 'sweep_records', 'leaderboard', 'check_metric',
+           'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'read_sweep_file', 'plan_sweep',
            'shared_notebooks', 'run_maker', 'listed_runs', 'asked_runs', 'alone', 'own_records', 'execute_sweep',
            'run_search']
 
@@ -41,7 +41,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-# %% ../nbs/14_sweep.ipynb #3aa54180
+# %% ../nbs/14_sweep.ipynb #77f493ff
 from .cluster import ClusterLost, check_scheduler, open_executor
 from fraudnb.fetch import (
     exists,
@@ -54,6 +54,7 @@ from fraudnb.fetch import (
     store_bytes,
     store_file,
 )
+from .metrics import smaller_is_better
 from fraudnb.runs import (
     Parameter,
     StepFailed,
@@ -763,12 +764,6 @@ def record_lost(run: Run, error: str) -> dict[str, Any]:
     record = asdict(run) | {"status": "failed", "seconds": {}, "error": error}
     write_record(run.folder, record)
     return record
-
-# %% ../nbs/14_sweep.ipynb #1cf62e09
-def smaller_is_better(metric: str) -> bool:
-    """Whether smaller values of `metric` are better."""
-    name = metric.removeprefix("valid_")
-    return name in ("brier", "expected_cost", "alerts_a_day", "false_positives", "false_negatives", "seconds")
 
 # %% ../nbs/14_sweep.ipynb #2cb7bcd0
 def sweep_records(folder: str) -> list[dict[str, Any]]:
