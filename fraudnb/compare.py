@@ -272,46 +272,46 @@ def make_gate(values: Any) -> Gate:
             )
     return Gate(**(values or {}))
 
-# %% ../nbs/15_compare.ipynb #4e37d0ba
+# %% ../nbs/15_compare.ipynb #c1ebe5bf
 def decisions_of(base: Result, head: Result) -> list[Decision]:
     """How base and head decide, each at its own threshold, at head's costs and alert budgets."""
-    values = head.parameters.get("04_evaluate", {})
-    days = head.metrics.get("test_days") or 1.0
+    known = head if head.scores is not None else base
+    values, days = known.parameters.get("04_evaluate", {}), known.metrics.get("test_days") or 1.0
     cost, budgets = float(values.get("review_cost", 5.0)), tuple(values.get("alert_budgets", ()))
     return [Decision(one.threshold, cost, float(days), budgets) for one in (base, head)]
 
-# %% ../nbs/15_compare.ipynb #b0c19a36
+# %% ../nbs/15_compare.ipynb #32258f10
 def number(value: Any, digits: int = 6) -> float | None:
-    """`value` with `digits` significant digits, for JSON; None for what is no finite number."""
+    """`value` with `digits` significant digits, for JSON; None for what is no finite number, 0 for rounding errors."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
         return None
-    return float(f"{float(value):.{digits}g}")
+    return float(f"{float(value):.{digits}g}") if abs(value) > 1e-9 else 0.0
 
-# %% ../nbs/15_compare.ipynb #18347293
-def metric_rows(base: Result, head: Result, gate: Gate) -> list[dict[str, Any]]:
+# %% ../nbs/15_compare.ipynb #1de8e047
+def metric_rows(base: Result, head: Result, gate: Gate, paired: bool = True) -> list[dict[str, Any]]:
     """For each metric its name, base's and head's value, and the interval of the paired difference (`low`, `high`).
 
-    The intervals are None where there is nothing to pair: for numbers of the notebook's own, or with one run alone.
+    The intervals are None where there is nothing to pair: for numbers of the notebook's own, with one run alone, and
+    without `paired`.
     """
-    own = [{name: one.metrics[name] for name in plain_metrics(one.metrics)} for one in (base, head)]
-    paired: dict[str, tuple[float, float]] = {}
-    if base.scores is not None and head.scores is not None:
-        pair, decisions = match_rows(base.scores, head.scores), decisions_of(base, head)
-        frauds = int(pair[0]["label"].sum())
-        differences = paired_differences(pair, decisions, gate.resamples)
-        paired = {name: interval(values, frauds) for name, values in differences.items()}
-        for values, scores, decision in zip(own, pair, decisions, strict=True):
-            values |= all_metrics(scores_ranking(scores), decision)
-    names = [*paired, *sorted(set(own[0]) | set(own[1]) - set(paired))]
+    decisions, values = decisions_of(base, head), []
+    for one, decision in zip((base, head), decisions, strict=True):
+        values.append(all_metrics(scores_ranking(one.scores), decision) if one.scores is not None else {})
+        values[-1] |= {name: one.metrics[name] for name in plain_metrics(one.metrics) if name not in values[-1]}
+    bounds: dict[str, tuple[float, float]] = {}
+    if paired and base.scores is not None and head.scores is not None:
+        pair = match_rows(base.scores, head.scores)
+        differences, frauds = paired_differences(pair, decisions, gate.resamples), int(pair[0]["label"].sum())
+        bounds = {name: interval(drawn, frauds) for name, drawn in differences.items()}
     return [
         {
             "name": name,
-            "base": number(own[0].get(name)),
-            "head": number(own[1].get(name)),
-            "low": number(paired.get(name, (None, None))[0]),
-            "high": number(paired.get(name, (None, None))[1]),
+            "base": number(values[0].get(name)),
+            "head": number(values[1].get(name)),
+            "low": number(bounds.get(name, (None, None))[0]),
+            "high": number(bounds.get(name, (None, None))[1]),
         }
-        for name in dict.fromkeys(names)
+        for name in dict.fromkeys([*values[0], *values[1]])
     ]
 
 # %% ../nbs/15_compare.ipynb #4c9da82a
@@ -419,7 +419,7 @@ def changes(base: Result, head: Result) -> dict[str, Any]:
         "seconds": seconds,
     }
 
-# %% ../nbs/15_compare.ipynb #7d8478db
+# %% ../nbs/15_compare.ipynb #5e96c634
 def compare(base: Result, head: Result, gate: Gate) -> dict[str, Any]:
     """Everything that the comment on `base` and `head` shows; raises `InputError` for a metric that there is not."""
     found: dict[str, Any] = {"format": 1, "verdict": "", "reason": "", "metric": gate.metric, "rows": 0, "frauds": 0}
@@ -431,9 +431,8 @@ def compare(base: Result, head: Result, gate: Gate) -> dict[str, Any]:
             return found | {"metrics": metric_rows(base, head, gate)}
         pair, decisions = match_rows(base.scores, head.scores), decisions_of(base, head)
     except InputError as error:
-        alone = [Result(one.name, metrics=one.metrics) for one in (base, head)]
         found |= {"verdict": "not_comparable", "reason": safe_text(str(error), 300)}
-        return found | {"metrics": metric_rows(*alone, gate)}
+        return found | {"metrics": metric_rows(base, head, gate, paired=False)}
     found["metrics"] = metric_rows(base, head, gate)
     found["verdict"] = find_verdict(found["metrics"], pair, gate.metric)
     found |= {"rows": len(pair[0]), "frauds": int(pair[0]["label"].sum())}
@@ -548,7 +547,7 @@ def reproduce(place: Path, root: Path) -> dict[str, Any]:
 # %% ../nbs/15_compare.ipynb #9c945dca
 MAIN_METRICS = ("average_precision", "recall", "precision", "alerts_a_day", "expected_cost")
 
-# %% ../nbs/15_compare.ipynb #a5acee5a
+# %% ../nbs/15_compare.ipynb #25a3fbe8
 def show(value: float | None, sign: bool = False) -> str:
     """`value` for a table: three decimals below ten, whole above, "–" for none; with a sign if `sign`."""
     if value is None:
@@ -559,6 +558,8 @@ def show(value: float | None, sign: bool = False) -> str:
     )
     if 0 < size < 0.0005:
         text = f"{size:.1e}"
+    elif 0.9995 <= size < 1:
+        text = f"{size:.5f}"
     return ("−" if value < 0 else "+" if sign and value > 0 else "") + text
 
 # %% ../nbs/15_compare.ipynb #c236a387
@@ -572,12 +573,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-# %% ../nbs/15_compare.ipynb #712bc3ff
-def metric_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """`rows` of `metric_rows` as a table; the mark says on which side a certain difference is."""
+# %% ../nbs/15_compare.ipynb #34f72057
+def metric_table(rows: Iterable[Mapping[str, Any]], comparable: bool = True) -> str:
+    """`rows` of `metric_rows` as a table, without differences unless `comparable`; certain ones are marked."""
     lines = []
     for row in rows:
-        both = row["base"] is not None and row["head"] is not None
+        both = comparable and row["base"] is not None and row["head"] is not None
         bounds = f"{show(row['low'], True)} to {show(row['high'], True)}" if row["low"] is not None else "–"
         certain = row["low"] is not None and not row["low"] <= 0 <= row["high"]
         good = certain and (row["low"] > 0) != smaller_is_better(row["name"])
@@ -623,10 +624,10 @@ def problem_sentence(side: str, comparison: Mapping[str, Any]) -> str:
         return f"**No result on head:** {where}. Nothing can be said about the model until this is mended."
     return f"**Nothing to compare with:** base has no result ({where}). Head's numbers stand alone."
 
-# %% ../nbs/15_compare.ipynb #fa6db71f
+# %% ../nbs/15_compare.ipynb #411bb80c
 def fold(title: str, *parts: str) -> str:
     """`parts` below a line with `title` that opens them."""
-    return "\n".join([f"<details><summary>{title}</summary>", "", "\n\n".join(parts), "", "</details>"])
+    return "\n".join([f"<details><summary>{title}</summary>", "", "\n\n".join(filter(None, parts)), "", "</details>"])
 
 # %% ../nbs/15_compare.ipynb #e14dd568
 def sides_table(sides: Mapping[str, Any]) -> str:
@@ -684,11 +685,12 @@ def changes_text(comparison: Mapping[str, Any]) -> str:
             parts.append(table([what, "base", "head"], rows))
     return "\n\n".join(parts) or "Parameters, data and library versions are the same."
 
-# %% ../nbs/15_compare.ipynb #15c3621a
+# %% ../nbs/15_compare.ipynb #e1b6c32d
 def to_markdown(comparison: Mapping[str, Any]) -> str:
     """The comment on `comparison`, in GitHub's Markdown."""
     names = [comparison[side]["name"] for side in ("base", "head")]
     rows = {row["name"]: row for row in comparison["metrics"]}
+    comparable = comparison["verdict"] != "not_comparable"
     parts = [f"### What this does to the model\n\n{verdict_sentence(comparison)}"]
     if comparison["gate"]:
         why = (
@@ -698,12 +700,12 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
         )
         parts.append(f"**The gate refuses this:** {why}.")
     if main := [rows[name] for name in dict.fromkeys((comparison["metric"], *MAIN_METRICS)) if name in rows]:
-        parts.append(metric_table(main))
+        parts.append(metric_table(main, comparable))
     parts.append(changes_text(comparison))
     if comparison["sides"] and comparison["verdict"] != "same":
         parts.append(sides_table(comparison["sides"]))
     if others := [row for name, row in rows.items() if row not in main]:
-        parts.append(fold("All other metrics", metric_table(others), missing_sentence(comparison["metrics"])))
+        parts.append(fold("All other metrics", metric_table(others, comparable), missing_sentence(comparison)))
     if comparison["curves"]:
         parts.append(
             fold("Confusion matrices and curves", confusion_tables(comparison), curves_chart(comparison["curves"]))
@@ -714,14 +716,14 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     parts.append(f"Base {code(names[0])}, head {code(names[1])}. Intervals: paired bootstrap over the test rows.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
-# %% ../nbs/15_compare.ipynb #5ef16566
-def missing_sentence(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A sentence on the metrics that only one of the runs has, or that are no numbers; empty if there are none."""
-    gone = [row["name"].replace("_", " ") for row in rows if row["head"] is None and row["base"] is not None]
-    new = [row["name"].replace("_", " ") for row in rows if row["base"] is None and row["head"] is not None]
-    sentences = [
-        f"In {side} alone, or no number in the other: {', '.join(names)}."
-        for side, names in (("base", gone), ("head", new))
-        if names
-    ]
+# %% ../nbs/15_compare.ipynb #284cc171
+def missing_sentence(comparison: Mapping[str, Any]) -> str:
+    """A sentence on metrics that only one of two runs has, or that are no numbers; empty if there are none."""
+    if comparison["verdict"] in ("no_base", "no_head"):
+        return ""
+    sentences = []
+    for side, other in (("base", "head"), ("head", "base")):
+        rows = [row for row in comparison["metrics"] if row[other] is None and row[side] is not None]
+        names = ", ".join(row["name"].replace("_", " ") for row in rows)
+        sentences += [f"In {side} alone, or no number in the other: {names}."] if names else []
     return " ".join(sentences)
