@@ -47,13 +47,13 @@ def scores_ranking(scores: pd.DataFrame) -> Ranking:
     """The ranking of the rows of `scores`, columns `label`, `probability`, `weight` and `amount`."""
     return rank_rows(*(scores[name].to_numpy() for name in ("label", "probability", "weight", "amount")))
 
-# %% ../nbs/15_compare.ipynb #72687fd9
-def joint_cells(firsts: Sequence[np.ndarray], orders: Sequence[np.ndarray]) -> np.ndarray:
-    """The number of the cell of each row, shape (rows,): rows share one if they share a merged row in each ranking.
+# %% ../nbs/15_compare.ipynb #80743e59
+def joint_cells(firsts: Sequence[np.ndarray], orders: Sequence[np.ndarray], weight: np.ndarray) -> np.ndarray:
+    """The number of the cell of each row, shape (rows,): rows of one `weight` that are merged in each ranking.
 
     `firsts` are positions of first rows as `measured_rows` gives them, `orders` the rows in the order of each ranking.
     """
-    cells = np.zeros(len(orders[0]), dtype=np.int64)
+    cells = np.unique(weight, return_inverse=True)[1]
     for first, order in zip(firsts, orders, strict=True):
         merged = np.zeros(len(order), dtype=np.int64)
         merged[first[1:]] = 1
@@ -62,8 +62,8 @@ def joint_cells(firsts: Sequence[np.ndarray], orders: Sequence[np.ndarray]) -> n
         cells = np.unique(cells * len(first) + place, return_inverse=True)[1]
     return cells
 
-# %% ../nbs/15_compare.ipynb #c3ada5b5
-CALIBRATED_LEVEL = 0.97  # of the bootstrap, for intervals that hold the truth in 95 % of the cases
+# %% ../nbs/15_compare.ipynb #0b98ade6
+CALIBRATED_LEVEL = 0.975  # of the bootstrap, for intervals that hold the truth in 95 % of the cases
 
 # %% ../nbs/15_compare.ipynb #d6457138
 def tails(frauds: int, level: float = CALIBRATED_LEVEL) -> tuple[float, float]:
@@ -78,7 +78,7 @@ def tails(frauds: int, level: float = CALIBRATED_LEVEL) -> tuple[float, float]:
     low = norm.cdf(t.ppf((1 - level) / 2, most - 1) * math.sqrt(most / (most - 1)))
     return float(low), float(1 - low)
 
-# %% ../nbs/15_compare.ipynb #1f018413
+# %% ../nbs/15_compare.ipynb #f97af300
 def paired_differences(
     pair: Sequence[pd.DataFrame], decisions: Sequence[Decision], resamples: int = 2000, seed: int = 0
 ) -> dict[str, np.ndarray]:
@@ -91,15 +91,11 @@ def paired_differences(
     orders = [np.argsort(-scores["probability"].to_numpy(), kind="stable") for scores in pair]
     rankings = [scores_ranking(scores) for scores in pair]
     firsts = [measured_rows(one, decision.threshold) for one, decision in zip(rankings, decisions, strict=True)]
-    cells = joint_cells(firsts, orders)
-    # rows of a cell side by side: then a resample's sums are taken in one pass
-    rows = np.argsort(cells, kind="stable")
-    starts = np.flatnonzero(np.diff(cells[rows], prepend=-1))
-    errors = [(scores["probability"].to_numpy()[rows] - label[rows]) ** 2 for scores in pair]
+    cells = joint_cells(firsts, orders, weight)
     views = [merged_view(*one, cells) for one in zip(rankings, orders, firsts, strict=True)]
-    draws = draw_masses(label[rows], weight[rows], starts, errors, resamples, seed)
+    errors = [(scores["probability"].to_numpy() - label) ** 2 for scores in pair]
     found = []
-    for masses, mistakes in draws:
+    for masses, mistakes in draw_masses(cells, label, weight, errors, resamples, seed):
         base, head = (
             all_metrics(ranking, decision, np.add.reduceat(masses[:, order], groups, axis=1), mistake)
             for (ranking, order, groups), decision, mistake in zip(views, decisions, mistakes, strict=True)
@@ -122,24 +118,28 @@ def merged_view(
     short = rank_rows(ranking.label[firsts], ranking.probability[firsts], weight, ranking.amount[firsts])
     return short, inside[by_rank], groups
 
-# %% ../nbs/15_compare.ipynb #e053c537
+# %% ../nbs/15_compare.ipynb #a24f6481
 def draw_masses(
-    label: np.ndarray, weight: np.ndarray, starts: np.ndarray, errors: Sequence[np.ndarray], resamples: int, seed: int
+    cells: np.ndarray, label: np.ndarray, weight: np.ndarray, errors: Sequence[np.ndarray], resamples: int, seed: int
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Blocks of bootstrap draws: each cell's mass, shape (draws, cells), and for each of `errors` their sums (draws,).
+    """Blocks of bootstrap draws: each cell's mass, shape (draws, cells); base's and head's sums of `errors` (draws,).
 
-    `label`, `weight` and `errors` are of shape (rows,), the rows of a cell side by side from `starts` on.
+    `cells` as of `joint_cells`, `label`, `weight` and the two `errors` are of shape (rows,). Of the sums of errors, the
+    difference has the variance that it would have if rows were drawn; each alone has less.
     """
-    rng, rows, fraud = np.random.default_rng(seed), len(label), np.flatnonzero(label)
-    most = max(1, min(100, 200_000 // rows))  # what fits into a processor's cache
-    while resamples:
-        offsets = np.arange(min(most, resamples), dtype=np.int64)[:, None] * rows
-        drawn = offsets + rng.integers(0, rows, (len(offsets), rows), dtype=np.uint32)
-        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        frauds = counts[:, fraud].sum(axis=1)
-        mass = counts[(frauds > 0) & (frauds < rows)] * weight
-        if len(mass):
-            yield np.add.reduceat(mass, starts, axis=1), [mass @ one for one in errors]
+    rng, rows, sizes = np.random.default_rng(seed), len(cells), np.bincount(cells)
+    weights, frauds = (np.bincount(cells, one) / sizes for one in (weight, label))
+    means = [np.bincount(cells, one) / sizes for one in errors]
+    difference = errors[1] - errors[0]
+    spread = np.bincount(cells, (difference - (means[1] - means[0])[cells]) ** 2) / sizes
+    while resamples > 0:
+        counts = rng.multinomial(rows, sizes / rows, size=min(100, resamples))
+        found = counts @ frauds
+        counts = counts[(found > 0) & (found < rows)]
+        if len(counts):
+            mass = counts * weights
+            chance = rng.normal(size=len(mass)) * np.sqrt((mass * weights) @ spread)
+            yield mass, [mass @ means[0], mass @ means[1] + chance]
             resamples -= len(mass)
 
 # %% ../nbs/15_compare.ipynb #2afc6712
@@ -519,7 +519,7 @@ def worktree(revision: str, root: Path) -> Iterator[Path]:
         finally:
             git(root, "worktree", "remove", "--force", str(place))
 
-# %% ../nbs/15_compare.ipynb #480c8be2
+# %% ../nbs/15_compare.ipynb #6260b809
 def reproduce(place: Path, root: Path) -> dict[str, Any]:
     """Run the pipeline of the checkout at `place`, as far as DVC finds no results of it; why it stopped, empty if not.
 
@@ -530,12 +530,13 @@ def reproduce(place: Path, root: Path) -> dict[str, Any]:
     paths = [str(place), *filter(None, [os.environ.get("PYTHONPATH")])]
     programs = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PATH": os.pathsep.join(programs), "WARM_KERNELS": "0"}
-    command = (
-        ["-m", "dvc", "repro"]
-        if (place / "dvc.yaml").exists()
-        else ["-c", "from fraudnb.cli import main; main(['run'])"]
-    )
-    done = subprocess.run([sys.executable, *command], cwd=place, env=env, capture_output=True, text=True, check=False)
+    options = {"cwd": place, "env": env, "capture_output": True, "text": True, "check": False}
+    command = ["-c", "from fraudnb.cli import main; main(['run'])"]
+    if (place / "dvc.yaml").exists():
+        command = ["-m", "dvc", "repro"]
+        # what the cache lacks is run
+        subprocess.run([sys.executable, "-m", "dvc", "checkout", "--quiet", "--allow-missing"], **options)
+    done = subprocess.run([sys.executable, *command], **options)
     if done.returncode == 0:
         return {}
     failed = next(iter(sorted(place.glob("runs/main/*.failed.ipynb"))), None)
