@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: run test lab sweep bench lock clean
+.PHONY: run test lab sweep report bench lock clean
 
 run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
 	dvc repro
@@ -18,6 +18,9 @@ lab: .venv/installed  ## the notebooks in JupyterLab
 
 sweep: .venv/installed  ## models on the data that `make run` has prepared, ranked
 	fraudnb sweep 03_train --then 04_evaluate -g model=lightgbm,extra_trees,logistic_regression,decision_tree
+
+report: .venv/installed  ## the executed notebooks below runs/ as a site
+	fraudnb report
 
 bench: .venv/installed  ## wall time and memory of the pipeline
 	python bench/pipeline.py
@@ -36,4 +39,4 @@ lock: .venv/installed  ## resolve requirements.lock anew from settings.ini
 	touch $@
 
 clean:  ## everything that was made
-	rm -rf .venv build data models runs/*/*.ipynb
+	rm -rf .venv build data models site runs/*/*.ipynb

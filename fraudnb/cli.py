@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Then', 'Vary', 'ForAllRuns', 'SweepFile', 'main', 'exit_code', 'expected_error', 'join_pairs', 'split_pairs',
            'Engine', 'run', 'run_seconds', 'Sampler', 'sweep', 'SweepProgress', 'print_leaderboard', 'metrics',
-           'read_metrics', 'print_metrics', 'diff', 'score', 'score_one', 'score_folder', 'describe_scored',
-           'partitions_progress', 'source']
+           'read_metrics', 'print_metrics', 'diff', 'report', 'count_of', 'pages_progress', 'score', 'score_one',
+           'score_folder', 'describe_scored', 'partitions_progress', 'source']
 
 # %% ../nbs/18_cli.ipynb #fded70f9
 import contextlib
@@ -329,7 +329,7 @@ def print_metrics(run: str, numbers: dict[str, float]) -> None:
         "  ".join(f"{name} {numbers[name]:,.6g}" for name in shown if name in numbers), highlight=False, soft_wrap=True
     )
 
-# %% ../nbs/18_cli.ipynb #b67adecc
+# %% ../nbs/18_cli.ipynb #5df72ed9
 @app.command()
 def diff(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A git revision, or a run's folder such as runs/main.")],
@@ -358,6 +358,34 @@ def diff(
         print(comment, end="")
     print(compare.verdict_sentence(comparison).replace("**", ""), file=sys.stderr)
     return 1 if comparison["verdict"] == "no_head" else 3 if gate and comparison["gate"] else 0
+
+# %% ../nbs/18_cli.ipynb #6c66cae0
+@app.command()
+def report(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUNS", help="Folders, or names below runs/; default: all runs.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the site: new, or an earlier report.")] = Path("site"),
+) -> None:
+    """Write a static HTML site about runs: an index, their notebooks, sweeps, and a comparison."""
+    from fraudnb.report import write_report
+    from fraudnb.runs import project_root
+
+    done = write_report(runs or [], out, project_root(), progress=pages_progress)
+    for path in done.damaged:
+        print(f"{path} is damaged: its page says how.", file=sys.stderr)
+    kept = f", {done.kept:,} unchanged" if done.kept else ""
+    print(f"{count_of(done.runs, 'run')}, {count_of(done.rendered, 'notebook')} rendered{kept}: {out / 'index.html'}")
+
+# %% ../nbs/18_cli.ipynb #f88e1a4e
+def count_of(number: int, what: str) -> str:
+    """`number` and `what`, in the plural if it is not one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+# %% ../nbs/18_cli.ipynb #12cc4117
+def pages_progress(pages: Iterable[Any], total: int) -> Iterator[Any]:
+    """`pages` as they are, with a bar on standard error or a line now and then, as for partitions."""
+    return partitions_progress(pages, total, unit="notebook")
 
 # %% ../nbs/18_cli.ipynb #12f14257
 @app.command()
@@ -436,20 +464,22 @@ def describe_scored(done: "Sequence[Scored]", out: str) -> str:
     before = f" ({kept:,} of them earlier)" if kept else ""
     return f"{rows:,} transactions scored, {alerts:,} alerts, in {len(done):,} partitions{before}, written to {out}"
 
-# %% ../nbs/18_cli.ipynb #2b0f097d
-def partitions_progress(outcomes: "Iterable[Scored]", total: int, every: float = 5.0) -> "Iterator[Scored]":
+# %% ../nbs/18_cli.ipynb #b667d40d
+def partitions_progress(
+    outcomes: Iterable[Any], total: int, every: float = 5.0, unit: str = "partition"
+) -> Iterator[Any]:
     """`outcomes` as they are, with a bar on standard error if it is a terminal, else a line every `every` seconds."""
     from tqdm import tqdm
 
     if sys.stderr.isatty():
-        yield from tqdm(outcomes, total=total, unit="partition", dynamic_ncols=True)
+        yield from tqdm(outcomes, total=total, unit=unit, dynamic_ncols=True)
         return
     spoken = time.monotonic()
     for number, one in enumerate(outcomes, start=1):
         yield one
         if time.monotonic() - spoken >= every:
             spoken = time.monotonic()
-            print(f"{number:,} of {total:,} partitions", file=sys.stderr, flush=True)
+            print(f"{number:,} of {total:,} {unit}s", file=sys.stderr, flush=True)
 
 # %% ../nbs/18_cli.ipynb #531f0cb2
 @app.command(hidden=True)
