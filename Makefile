@@ -2,16 +2,30 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: run test lab sweep report bench lock clean
+.PHONY: run restore test check wheel lab sweep report bench lock clean
 
 run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
 	dvc repro
 	fraudnb metrics
 	@echo "Executed notebooks: runs/main/*.ipynb (read them with make lab)"
 
+restore: .venv/installed  ## results that dvc.lock names, as far as the DVC cache has them: `make run` then makes the rest
+	dvc checkout --quiet --allow-missing
+
 test: .venv/installed  ## export and clean check, nbdev-test, pytest
 	nbdev-test
 	pytest -n 2 --dist loadgroup
+
+check: .venv/installed  ## what an edited notebook needs before a commit; fails where git then shows a change
+	nbdev-export
+	nbdev-clean
+	ruff check
+	git diff --exit-code -- nbs fraudnb
+
+wheel: .venv/installed  ## dist/*.whl, its contents checked
+	rm -rf build/lib dist
+	uv build --quiet --wheel --no-build-isolation --out-dir dist
+	python .github/scripts/check_wheel.py dist/*.whl
 
 lab: .venv/installed  ## the notebooks in JupyterLab
 	jupyter lab

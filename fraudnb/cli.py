@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Then', 'Vary', 'ForAllRuns', 'SweepFile', 'main', 'exit_code', 'expected_error', 'join_pairs', 'split_pairs',
            'Engine', 'run', 'run_seconds', 'Sampler', 'sweep', 'SweepProgress', 'print_leaderboard', 'metrics',
-           'read_metrics', 'print_metrics', 'diff', 'report', 'count_of', 'pages_progress', 'score', 'score_one',
-           'score_folder', 'describe_scored', 'partitions_progress', 'source']
+           'read_metrics', 'print_metrics', 'diff', 'report', 'count_of', 'pages_progress', 'comment', 'score',
+           'score_one', 'score_folder', 'describe_scored', 'partitions_progress', 'source']
 
 # %% ../nbs/18_cli.ipynb #fded70f9
 import contextlib
@@ -171,7 +171,7 @@ SweepFile = Annotated[
     Path | None, typer.Option("-f", "--file", metavar="SWEEP.yaml", help="Sections `space` and `parameters`.")
 ]
 
-# %% ../nbs/18_cli.ipynb #d74ceb04
+# %% ../nbs/18_cli.ipynb #b81079ba
 @app.command()
 def sweep(
     notebook: Annotated[str, typer.Argument(metavar="NOTEBOOK", help="Such as 03_train: its parameters are varied.")],
@@ -186,6 +186,7 @@ def sweep(
     scheduler: Annotated[str, typer.Option(metavar="tcp://HOST:PORT", help="A Dask cluster to run on.")] = "",
     by: Annotated[str, typer.Option(metavar="METRIC", help="What to rank by.")] = "valid_average_precision",
     seed: Annotated[int, typer.Option(help="Of random and tpe.")] = 0,
+    shard: Annotated[str, typer.Option(metavar="PART/PARTS", help="Only every so manieth run, such as 1/4.")] = "1/1",
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds that a run may take.")] = 4 * 3600,
     memory_limit: Annotated[float, typer.Option(min=0, help="GB of memory that a run may use; 0: no limit.")] = 0,
     engine: Annotated[Engine, typer.Option(help="How kernels are started.")] = Engine.warm,
@@ -201,6 +202,7 @@ def sweep(
         "sampler": sampler.value,
         "max_runs": max_runs,
         "seed": seed,
+        "shard": sweep.parse_shard(shard, sampler),
         "engine": engine.value,
     }
     notebooks = [runs.find_notebook(one, root) for one in (notebook, *(then or ()))]
@@ -249,7 +251,7 @@ class SweepProgress:
         if self.bar.disable or record["status"] == "failed":
             self.bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-# %% ../nbs/18_cli.ipynb #31c7cb0e
+# %% ../nbs/18_cli.ipynb #5c601111
 def print_leaderboard(records: Sequence[dict[str, Any]], plan: Any) -> None:
     """Print the runs of the sweep `plan`, best first, and write them to leaderboard.csv; fails if none is done."""
     from rich.console import Console
@@ -260,6 +262,9 @@ def print_leaderboard(records: Sequence[dict[str, Any]], plan: Any) -> None:
 
     failed = [record for record in records if record["status"] == "failed"]
     table = sweep.leaderboard(records, plan.by)
+    if not records and plan.shard[0] > 1:
+        print("This part of the sweep has no runs: there are more parts than runs.")
+        return
     if table.empty:
         raise StepFailed(f"No run is done, {len(failed)} failed. The same command tries them again.")
     place = join_location(plan.folder, "leaderboard.csv")
@@ -329,7 +334,7 @@ def print_metrics(run: str, numbers: dict[str, float]) -> None:
         "  ".join(f"{name} {numbers[name]:,.6g}" for name in shown if name in numbers), highlight=False, soft_wrap=True
     )
 
-# %% ../nbs/18_cli.ipynb #5df72ed9
+# %% ../nbs/18_cli.ipynb #b67adecc
 @app.command()
 def diff(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A git revision, or a run's folder such as runs/main.")],
@@ -386,6 +391,16 @@ def count_of(number: int, what: str) -> str:
 def pages_progress(pages: Iterable[Any], total: int) -> Iterator[Any]:
     """`pages` as they are, with a bar on standard error or a line now and then, as for partitions."""
     return partitions_progress(pages, total, unit="notebook")
+
+# %% ../nbs/18_cli.ipynb #4378df27
+@app.command(hidden=True)
+def comment() -> None:
+    """In a GitHub workflow that another one has started: post its comparison on the pull request."""
+    import os
+
+    from fraudnb.github import comment_on_run
+
+    print(comment_on_run(os.environ))
 
 # %% ../nbs/18_cli.ipynb #12f14257
 @app.command()

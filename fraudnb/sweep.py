@@ -10,7 +10,7 @@ __all__ = ['FOLDERS', 'Space', 'Distribution', 'parse_choice', 'parse_text', 'en
            'lent', 'locked_folder', 'end_with_parent', 'threads_each', 'interrupted_later', 'start_forkserver',
            'Workers', 'ClusterWorkers', 'open_workers', 'worker_folder', 'execute_anywhere', 'execute_remote',
            'fetch_once', 'fetch_folder', 'run_all', 'record_lost', 'sweep_records', 'leaderboard', 'check_metric',
-           'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'read_sweep_file', 'plan_sweep',
+           'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'parse_shard', 'read_sweep_file', 'plan_sweep',
            'shared_notebooks', 'run_maker', 'listed_runs', 'asked_runs', 'alone', 'own_records', 'execute_sweep',
            'run_search']
 
@@ -853,7 +853,7 @@ def tell_apart(table: pd.DataFrame, by: str) -> str:
         f"value lies within their intervals ({', '.join(alike.head(5))}{' ...' if len(alike) > 5 else ''})."
     )
 
-# %% ../nbs/14_sweep.ipynb #9b9752ee
+# %% ../nbs/14_sweep.ipynb #f2cf4222
 @dataclass(frozen=True)
 class Sweep:
     """What to sweep: notebooks, their values, the space, how to sample it, where runs go, how they are executed."""
@@ -866,8 +866,20 @@ class Sweep:
     sampler: str = "grid"
     max_runs: int = 0
     seed: int = 0
+    shard: tuple[int, int] = (1, 1)
     limits: dict[str, float] = field(default_factory=dict)
     engine: str = "warm"
+
+# %% ../nbs/14_sweep.ipynb #b0d84552
+def parse_shard(text: str, sampler: str = "grid") -> tuple[int, int]:
+    """The part of a sweep, from 1 on, and of how many, that `text` such as "1/4" names; raises `InputError`."""
+    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise InputError(f"--shard is a part of how many, such as 1/4, not {short(text)}.")
+    if sampler == "tpe" and parts > 1:
+        raise InputError("--sampler tpe chooses each run by the others, which cannot be shared out: use random.")
+    return part, parts
 
 # %% ../nbs/14_sweep.ipynb #5c31478c
 def read_sweep_file(path: Path | None, root: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -949,15 +961,19 @@ def run_maker(sweep: Sweep, scheduler: str = "") -> Callable[[Mapping[str, Any]]
 
     return make
 
-# %% ../nbs/14_sweep.ipynb #bd63b32a
+# %% ../nbs/14_sweep.ipynb #af042853
 def listed_runs(sweep: Sweep, make: Callable[[Mapping[str, Any]], Run]) -> list[Run]:
-    """The runs of a grid or random sweep, each once, at most `max_runs` (0: all of a grid, 20 random ones)."""
+    """The runs of a grid or random sweep, each once, at most `max_runs` (0: all of a grid, 20 random ones).
+
+    Of these, only those of the sweep's `shard`.
+    """
     if sweep.sampler == "random":
         points = random_points(sweep.space, sweep.max_runs or 20, sweep.seed)
     else:
         points = grid_points(sweep.space)
     runs = list({run.key: run for run in map(make, points)}.values())
-    return runs[: sweep.max_runs] if sweep.max_runs else runs
+    part, parts = sweep.shard
+    return (runs[: sweep.max_runs] if sweep.max_runs else runs)[part - 1 :: parts]
 
 # %% ../nbs/14_sweep.ipynb #58a410b3
 def asked_runs(

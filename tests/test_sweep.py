@@ -254,6 +254,27 @@ def test_metric_that_no_run_has(again):
     assert sum(ran(again).values()) == 4
 
 
+def test_parts_of_a_sweep_put_together_are_the_whole(project, tmp_path):
+    """Each part runs its own; with all folders in one place the whole sweep runs nothing and ranks everything."""
+    grid = ("30_square", "-g", "side=1,2,3", "--by", "area")
+    for part in (1, 2, 3, 4):
+        done = sweep(project, *grid, "--shard", f"{part}/4", "--name", f"part{part}")
+        assert done.returncode == 0, done.stderr
+        assert ("more parts than runs" in done.stdout) == (part == 4)
+        for folder in (project / f"runs/part{part}").glob("*/"):
+            shutil.copytree(folder, project / "runs/sweep" / folder.name)
+    assert ran(project) == {"1": 1, "2": 1, "3": 1}
+    done = sweep(project, *grid)
+    assert done.returncode == 0 and done.stderr.count("done before") == 3, done.stderr
+    assert ran(project) == {"1": 1, "2": 1, "3": 1} and ranked(project / "runs/sweep", "area") == [9, 4, 1]
+
+
+@pytest.mark.parametrize("words", [("--shard", "5/4"), ("--shard", "1"), ("--shard", "1/2", "--sampler", "tpe")])
+def test_parts_that_there_are_not(project, words):
+    done = sweep(project, "30_square", "-g", "side=1,2", *words)
+    assert done.returncode == 2 and "fraudnb: --s" in done.stderr, done.stderr
+
+
 def test_default_given_is_the_same_run(project):
     """Also a float's default that is written as a whole number."""
     assert sweep(project, "30_square", "-g", "side=1,2", "--by", "area").returncode == 0
