@@ -590,6 +590,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fraudnb.sweep.Workers.submit': ('sweep.html#workers.submit', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.alone': ('sweep.html#alone', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.asked_runs': ('sweep.html#asked_runs', 'fraudnb/sweep.py'),
+                               'fraudnb.sweep.become_worker': ('sweep.html#become_worker', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.borrowed_folders': ('sweep.html#borrowed_folders', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.check_choice': ('sweep.html#check_choice', 'fraudnb/sweep.py'),
                                'fraudnb.sweep.check_metric': ('sweep.html#check_metric', 'fraudnb/sweep.py'),

@@ -381,12 +381,12 @@ def changed_values(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[dic
         for name in names
     ]
 
-# %% ../nbs/15_compare.ipynb #2be00e5b
+# %% ../nbs/15_compare.ipynb #6aae0515
 def safe_text(value: Any, most: int = 120) -> str:
     """`value` as one line of letters, digits and punctuation that no host takes for markup, link or mention."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = re.sub(r"[^A-Za-z0-9 _.,:;=+()\[\]{}'\"/%*?-]", "?", " ".join(text.replace("://", ":").split()))
-    text = text.replace("//", "/")
+    text = re.sub("/+", "/", text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 # %% ../nbs/15_compare.ipynb #9f254dc8

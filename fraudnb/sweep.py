@@ -7,12 +7,12 @@ __all__ = ['FOLDERS', 'Space', 'Distribution', 'parse_choice', 'parse_text', 'en
            'check_choice', 'grid_points', 'random_points', 'draw', 'optuna_distribution', 'TreeParzen', 'in_space',
            'Run', 'place_values', 'run_key', 'make_run', 'borrowed_folders', 'code_version', 'input_version',
            'read_record', 'write_record', 'finished', 'empty_folder', 'countdown', 'execute_run', 'execute_steps',
-           'lent', 'locked_folder', 'end_with_parent', 'threads_each', 'interrupted_later', 'start_forkserver',
-           'Workers', 'ClusterWorkers', 'open_workers', 'worker_folder', 'execute_anywhere', 'execute_remote',
-           'fetch_once', 'fetch_folder', 'run_all', 'record_lost', 'sweep_records', 'leaderboard', 'check_metric',
-           'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'parse_shard', 'read_sweep_file', 'plan_sweep',
-           'shared_notebooks', 'run_maker', 'listed_runs', 'asked_runs', 'alone', 'own_records', 'execute_sweep',
-           'run_search']
+           'lent', 'locked_folder', 'end_with_parent', 'become_worker', 'threads_each', 'interrupted_later',
+           'start_forkserver', 'Workers', 'ClusterWorkers', 'open_workers', 'worker_folder', 'execute_anywhere',
+           'execute_remote', 'fetch_once', 'fetch_folder', 'run_all', 'record_lost', 'sweep_records', 'leaderboard',
+           'check_metric', 'describe_point', 'show_leaderboard', 'tell_apart', 'Sweep', 'parse_shard',
+           'read_sweep_file', 'plan_sweep', 'shared_notebooks', 'run_maker', 'listed_runs', 'asked_runs', 'alone',
+           'own_records', 'execute_sweep', 'run_search']
 
 # %% ../nbs/14_sweep.ipynb #c17ef9e1
 import contextlib
@@ -557,6 +557,13 @@ def end_with_parent() -> None:
 
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../nbs/14_sweep.ipynb #cd67c972
+def become_worker(environment: Mapping[str, str]) -> None:
+    """Have `environment` from now on, and end with the process that started this worker."""
+    os.environ.clear()
+    os.environ.update(environment)
+    end_with_parent()
+
 # %% ../nbs/14_sweep.ipynb #a4deff32
 def threads_each(workers: int, environment: Mapping[str, str], cores: int) -> int:
     """How many threads each of `workers` may have so that together they have no more than `cores`."""
@@ -590,7 +597,7 @@ def start_forkserver() -> None:
     with interrupted_later():
         multiprocessing.forkserver.ensure_running()
 
-# %% ../nbs/14_sweep.ipynb #60bc172c
+# %% ../nbs/14_sweep.ipynb #db3173c2
 class Workers:
     """A number of slots, each of which executes one run at a time, in processes of this machine; used as a context."""
 
@@ -605,7 +612,7 @@ class Workers:
     def start(self, slot: int) -> ProcessPoolExecutor:
         """The pool of one worker that is now number `slot`."""
         with interrupted_later():
-            pool = ProcessPoolExecutor(1, mp_context=self.context, initializer=end_with_parent)
+            pool = ProcessPoolExecutor(1, self.context, become_worker, (dict(os.environ),))
             self.slots[slot] = pool, pool.submit(os.getpid)
         return pool
 
