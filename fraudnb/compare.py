@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['CALIBRATED_LEVEL', 'MAIN_METRICS', 'scores_ranking', 'joint_cells', 'tails', 'paired_differences', 'merged_view',
-           'draw_masses', 'interval', 'Result', 'read_result', 'read_json', 'notebook_parameters', 'notebook_metadata',
-           'notebook_seconds', 'failed_cell', 'model_folder', 'match_rows', 'Gate', 'make_gate', 'decisions_of',
-           'number', 'metric_rows', 'plain_metrics', 'find_verdict', 'changed_sides', 'curve_points', 'changed_values',
-           'safe_text', 'changes', 'compare', 'describe_result', 'judge', 'result_of', 'git', 'find_revision',
-           'worktree', 'reproduce', 'show', 'code', 'table', 'metric_table', 'verdict_sentence', 'gate_row',
-           'problem_sentence', 'fold', 'sides_table', 'confusion_tables', 'curves_chart', 'changes_text', 'to_markdown',
-           'missing_sentence']
+           'draw_masses', 'interval', 'Result', 'read_result', 'read_json', 'notebook_parameters', 'failed_cell',
+           'model_folder', 'match_rows', 'Gate', 'make_gate', 'decisions_of', 'number', 'metric_rows', 'plain_metrics',
+           'find_verdict', 'changed_sides', 'curve_points', 'changed_values', 'safe_text', 'changes', 'compare',
+           'describe_result', 'judge', 'result_of', 'git', 'find_revision', 'worktree', 'reproduce', 'show', 'code',
+           'table', 'metric_table', 'verdict_sentence', 'gate_row', 'problem_sentence', 'fold', 'sides_table',
+           'confusion_tables', 'curves_chart', 'changes_text', 'to_markdown', 'missing_sentence']
 
-# %% ../nbs/15_compare.ipynb #64692d0f
+# %% ../nbs/15_compare.ipynb #68893043
 import json
 import math
 import os
@@ -39,7 +38,7 @@ from fraudnb.metrics import (
     rank_rows,
     smaller_is_better,
 )
-from .runs import read_cells, read_parameters
+from .runs import execution_notes, read_cells, read_parameters, run_seconds, running_cell
 from .schema import InputError, read_about
 
 # %% ../nbs/15_compare.ipynb #02f671dd
@@ -165,7 +164,7 @@ class Result:
     card: dict[str, Any] = field(default_factory=dict)
     problem: dict[str, Any] = field(default_factory=dict)
 
-# %% ../nbs/15_compare.ipynb #323b5f7c
+# %% ../nbs/15_compare.ipynb #0f5e6e6e
 def read_result(folder: Path, name: str, problem: Mapping[str, Any] | None = None) -> Result:
     """What the run in `folder`, a folder below the project's runs/, left behind; raises `InputError` if damaged.
 
@@ -173,7 +172,7 @@ def read_result(folder: Path, name: str, problem: Mapping[str, Any] | None = Non
     """
     notebooks = sorted(path for path in folder.glob("*.ipynb") if path.suffixes == [".ipynb"])
     parameters = {path.stem: notebook_parameters(path) for path in notebooks}
-    seconds = {path.stem: notebook_seconds(path) for path in notebooks}
+    seconds = {path.stem: run_seconds(path) for path in notebooks}
     failed = next(iter(sorted(folder.glob("*.failed.ipynb"))), None)
     found = dict(problem or (failed_cell(failed) if failed else {}))
     scores, about = folder / "scores.parquet", {}
@@ -205,32 +204,24 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: it holds no object. Run the step that writes it again.")
     return content
 
-# %% ../nbs/15_compare.ipynb #044d2214
+# %% ../nbs/15_compare.ipynb #a61741d3
 def notebook_parameters(notebook: Path) -> dict[str, Any]:
     """The parameters that the executed `notebook` ran with, without the folders, by name."""
     values = {name: one.default for name, one in read_parameters(notebook).items()}
-    values |= notebook_metadata(notebook).get("parameters", {})
+    values |= execution_notes(notebook).get("parameters", {})
     return {name: value for name, value in values.items() if not name.endswith("_folder")}
 
-# %% ../nbs/15_compare.ipynb #4eb9cb1b
-def notebook_metadata(notebook: Path) -> dict[str, Any]:
-    """What papermill noted about executing `notebook`; raises `InputError` if it is no notebook."""
-    return read_json(notebook).get("metadata", {}).get("papermill", {})
-
-# %% ../nbs/15_compare.ipynb #fd8bd50e
-def notebook_seconds(notebook: Path) -> float:
-    """Seconds that executing `notebook` took."""
-    return float(notebook_metadata(notebook).get("duration") or math.nan)
-
-# %% ../nbs/15_compare.ipynb #13219a1e
+# %% ../nbs/15_compare.ipynb #104244da
 def failed_cell(notebook: Path) -> dict[str, Any]:
     """Where the partly executed `notebook` stopped, and with what error: {"notebook", "cell", "error"}."""
     stem = notebook.name.partition(".")[0]
-    for number, cell in enumerate(read_cells(notebook), start=1):
+    cells = read_cells(notebook)
+    own = [cell for cell in cells if "papermill-error-cell-tag" not in cell["metadata"].get("tags", [])]
+    for number, cell in enumerate(own, start=1):
         for output in cell.get("outputs", []):
             if output.get("output_type") == "error":
                 return {"notebook": stem, "cell": number, "error": f"{output['ename']}: {output['evalue']}"}
-    return {"notebook": stem, "cell": 0, "error": "it stopped"}
+    return {"notebook": stem, "cell": running_cell(notebook)[0], "error": "it was stopped or killed"}
 
 # %% ../nbs/15_compare.ipynb #3081d6f6
 def model_folder(folder: Path, parameters: Mapping[str, Mapping[str, Any]]) -> Path:

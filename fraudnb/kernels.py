@@ -8,10 +8,10 @@ __all__ = ['log', 'READ_BY_LIBRARIES', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIA
            'send_request', 'same_user', 'read_umask', 'describe_process', 'reseed', 'thread_count', 'restore_threads',
            'die_with_parent', 'become', 'run_command', 'leave', 'Zygote', 'BecomeKernel', 'receive', 'hang_up',
            'answer', 'tell', 'end_kernel', 'reap', 'admit', 'serve', 'load', 'own_threads', 'listen', 'wake_on_child',
-           'leave_zygote', 'detach', 'remember_own_modules', 'zygote_main', 'kernel_main', 'zygote_command',
-           'start_zygote', 'locked', 'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess',
-           'zygote_place', 'fork_kernel', 'prepare', 'why_plain', 'listening', 'say_once', 'open_files',
-           'ForkProvisioner', 'PromptClient', 'write_kernelspec']
+           'leave_zygote', 'detach', 'remember_own_modules', 'replace_connection_files', 'zygote_main', 'kernel_main',
+           'zygote_command', 'start_zygote', 'locked', 'connect', 'connect_or_start', 'retire', 'read_message', 'ask',
+           'ForkedProcess', 'zygote_place', 'fork_kernel', 'prepare', 'why_plain', 'listening', 'say_once',
+           'open_files', 'ForkProvisioner', 'PromptClient', 'write_kernelspec']
 
 # %% ../nbs/12_kernels.ipynb #606e8b00
 import asyncio
@@ -476,7 +476,21 @@ def remember_own_modules() -> None:
     seen.modules = sys.modules.copy()
     ipkernel.sys = seen
 
-# %% ../nbs/12_kernels.ipynb #bc8fee1d
+# %% ../nbs/12_kernels.ipynb #e4ac0263
+def replace_connection_files() -> None:
+    """Let ipykernel put connection files in their place whole."""
+    from ipykernel import kernelapp
+
+    write = kernelapp.write_connection_file
+
+    def replace(path: str, **connection: Any) -> None:
+        temporary = f"{path}.{os.getpid()}"
+        write(temporary, **connection)
+        os.replace(temporary, path)
+
+    kernelapp.write_connection_file = replace
+
+# %% ../nbs/12_kernels.ipynb #e34cf2f0
 def zygote_main(place: str, idle: float, modules: Sequence[str], given: Mapping[str, str]) -> int:
     """Load `modules`, fork kernels for those who ask at the socket `place`, and end after `idle` seconds without any.
 
@@ -489,6 +503,7 @@ def zygote_main(place: str, idle: float, modules: Sequence[str], given: Mapping[
     if offender := load(KERNEL_MODULES):
         sys.exit(f"{offender}, without which there is no kernel, starts a thread when it is imported")
     remember_own_modules()
+    replace_connection_files()
     offender = load(modules)
     if offender:
         log.warning("%s is left out: it starts a thread when it is imported", offender)

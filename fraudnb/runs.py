@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipeline_notebooks', 'find_notebook', 'Parameter',
-           'parse_parameters', 'read_parameters', 'read_cells', 'value_fits', 'parse_value', 'check_value',
-           'check_parameters', 'check_running', 'read_values', 'read_yaml', 'read_sections', 'plan_run', 'check_name',
-           'run_folders', 'as_number', 'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers',
-           'write_metrics', 'free_names', 'inner_names', 'names_of', 'needed_cells', 'mark_lessons', 'library_text',
-           'library_import', 'use_library', 'StepFailed', 'running_cell', 'failure', 'kernel_settings',
-           'prepare_kernels', 'set_wait_policy', 'register_engine', 'shorten_streams', 'memory_argument', 'execute',
-           'run_notebook', 'run_plan', 'in_thread', 'parse_cell', 'normal_code', 'imported_modules', 'notebook_source']
+           'parse_parameters', 'read_parameters', 'read_cells', 'read_notebook', 'execution_notes', 'run_seconds',
+           'value_fits', 'parse_value', 'check_value', 'check_parameters', 'check_running', 'read_values', 'read_yaml',
+           'read_sections', 'plan_run', 'check_name', 'run_folders', 'as_number', 'without_rfc3987', 'open_scrapbook',
+           'record_numbers', 'read_numbers', 'write_metrics', 'free_names', 'inner_names', 'names_of', 'needed_cells',
+           'mark_lessons', 'library_text', 'library_import', 'use_library', 'StepFailed', 'running_cell', 'failure',
+           'kernel_settings', 'prepare_kernels', 'set_wait_policy', 'register_engine', 'shorten_streams',
+           'memory_argument', 'execute', 'run_notebook', 'run_plan', 'in_thread', 'parse_cell', 'normal_code',
+           'imported_modules', 'notebook_source']
 
 # %% ../nbs/13_runs.ipynb #3e7cf746
 import ast
@@ -106,15 +107,31 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
             f"`rows: int = 100` ({short(error, 100)}). What is computed from them goes into the next cell."
         ) from error
 
-# %% ../nbs/13_runs.ipynb #34f343d2
+# %% ../nbs/13_runs.ipynb #057bf7ad
 def read_cells(notebook: Path) -> list[dict[str, Any]]:
     """The cells of the notebook file at `notebook`; raises `InputError` when it is none."""
+    return read_notebook(notebook)["cells"]
+
+# %% ../nbs/13_runs.ipynb #e25428a3
+def read_notebook(notebook: Path) -> dict[str, Any]:
+    """The content of the notebook file at `notebook`; raises `InputError` when it is none."""
     try:
-        return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        return content | {"cells": content["cells"], "metadata": content.get("metadata", {})}
     except FileNotFoundError as error:
         raise InputError(f"{notebook} is not there.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{notebook} is not a notebook: {short(error, 100)}.") from error
+
+# %% ../nbs/13_runs.ipynb #bc76a447
+def execution_notes(notebook: Path) -> dict[str, Any]:
+    """What papermill noted about executing `notebook`: parameters, duration, ...; raises `InputError`."""
+    return read_notebook(notebook)["metadata"].get("papermill", {})
+
+# %% ../nbs/13_runs.ipynb #bc27bef7
+def run_seconds(notebook: Path) -> float:
+    """Seconds that executing `notebook` took, as papermill noted; NaN if it did not."""
+    return float(execution_notes(notebook).get("duration") or math.nan)
 
 # %% ../nbs/13_runs.ipynb #5e03ba26
 def value_fits(value: Any, kind: str) -> bool:
@@ -378,14 +395,15 @@ def library_text(source: str) -> str:
     lines = [line for line in source.strip().splitlines() if not line.startswith("#|")]
     return re.sub(r"^from fraudnb\.", "from .", "\n".join(lines), flags=re.MULTILINE).strip()
 
-# %% ../nbs/13_runs.ipynb #82c7bd4c
+# %% ../nbs/13_runs.ipynb #2e625c05
 @functools.lru_cache(maxsize=32)
 def library_import(sources: tuple[str, ...], module: Path) -> str:
     """An import of all names that the export cells `sources` bind, if each is in `module` word for word; else empty."""
     if not sources or not module.is_file():
         return ""
     text = re.sub(r"^# %% .*$", "# %%", module.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    parts = {part.strip() for part in text.split("# %%\n")}
+    # nbdev makes an import relative when it stands in one line
+    parts = {library_text(part) for part in text.split("# %%\n")}
     if any(library_text(source) not in parts for source in sources):
         return ""
     names = sorted(set().union(*(names_of(source)[1] for source in sources)))

@@ -806,7 +806,7 @@ def leaderboard(records: Sequence[Mapping[str, Any]], by: str) -> pd.DataFrame:
         table["apart"] = (table["low"] > best) | (table["high"] < best)
     return table
 
-# %% ../nbs/14_sweep.ipynb #51a7a75f
+# %% ../nbs/14_sweep.ipynb #89b040a4
 def check_metric(by: str, known: set[str], runs: int) -> None:
     """Raise `InputError` when `by` is none of the metrics `known` of a number of `runs`."""
     if runs and not known:
@@ -815,7 +815,7 @@ def check_metric(by: str, known: set[str], runs: int) -> None:
             f"fraudnb.runs.record_numbers({{{by!r}: ...}}), or evaluate the runs by --then 04_evaluate."
         )
     if runs and by not in known:
-        listed = ", ".join(sorted(known))
+        listed = ", ".join(sorted(name for name in known if not name.endswith(("_low", "_high"))))
         raise InputError(
             f"No run has the metric {short(by)}.{near_match(by, known)} Start the same command with --by and one of "
             f"these: {listed}. What is done is not run again."
@@ -844,7 +844,7 @@ def show_leaderboard(table: pd.DataFrame, by: str, rows: int = 20) -> Any:
         shown.add_row(row["run"], *point, *values, interval, alike, f"{row['seconds']:.1f}")
     return shown
 
-# %% ../nbs/14_sweep.ipynb #f5282e18
+# %% ../nbs/14_sweep.ipynb #24302aa6
 def tell_apart(table: pd.DataFrame, by: str) -> str:
     """A sentence on which runs of `table` (of `leaderboard`) cannot be told apart from the first."""
     if table["low"].isna().all():
@@ -855,8 +855,9 @@ def tell_apart(table: pd.DataFrame, by: str) -> str:
     alike = others.loc[~others["apart"] & others["low"].notna(), "run"]
     if alike.empty:
         return f"The first, {table['run'].iloc[0]}, is ahead of all others: its value lies outside their intervals."
+    which = f"{len(alike)} of the {len(others)} others" if len(others) > 1 else "The other one"
     return (
-        f"≈ {len(alike)} of the {len(table) - 1} others cannot be told apart from the first by the test rows: its "
+        f"≈ {which} cannot be told apart from the first by the test rows: its "
         f"value lies within their intervals ({', '.join(alike.head(5))}{' ...' if len(alike) > 5 else ''})."
     )
 

@@ -4,6 +4,7 @@ own, and a real S3 server."""
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -144,6 +145,8 @@ RUNTIME = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell lets what it starts with & ignore Ctrl-C, and all children of this process would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: takes a minute; started first, so that the other worker does the rest")
     if not hasattr(config, "workerinput"):
         # not below pytest's own folder: the path of a Unix socket has 108 bytes at most
@@ -207,3 +210,20 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         assert done.returncode == 0, done.stderr
 
     return made_once(tmp_path_factory, worker_id, "small-run", make)
+
+
+# -- a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium, driven by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert program, "These tests need Chromium: apt-get install chromium (or put a chromium on the PATH)."
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if root else [])
+        yield started
+        started.close()

@@ -123,11 +123,12 @@ def change_cell(notebook: Path, before: str, after: str) -> None:
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory, worker_id) -> Path:
-    """A repository whose only commit has been run by DVC, in its cache; to be read only."""
+    """A repository whose last commit has been run by DVC, in its cache; to be read only."""
 
     def make(folder: Path) -> None:
         make_repository(folder)
         subprocess.run(["dvc", "repro", "--quiet"], cwd=folder, check=True, env=environment(), capture_output=True)
+        commit(folder)
         for made in ("data", "models", "runs"):
             shutil.rmtree(folder / made)
 

@@ -252,7 +252,7 @@ SAME = {
         "spawn [1, 2]",
     ),
     "threads": (
-        "import openmp, threadpoolctl\n"
+        "import numpy, openmp, threadpoolctl\n"
         "print(sorted((one['internal_api'], one['num_threads']) for one in threadpoolctl.threadpool_info()))",
         "openmp",
     ),

@@ -2,14 +2,12 @@
 a desk, in light and dark, with and without scripts. A page that logs an error or asks something of a network fails.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import made_once
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 from report_runs import HOSTILE, write_site
 
 PHONE, DESK = {"width": 375, "height": 740}, {"width": 1440, "height": 900}
@@ -21,17 +19,6 @@ Open = Callable[..., Page]
 def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """The site of a project with runs of every kind; to be read only."""
     return made_once(tmp_path_factory, worker_id, "report", write_site) / "site"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert program, "These tests need Chromium: apt-get install chromium (or put a chromium on the PATH)."
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if root else [])
-        yield started
-        started.close()
 
 
 @pytest.fixture

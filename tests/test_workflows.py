@@ -218,11 +218,8 @@ def test_ci_pipeline_then_comment(runner, github):  # noqa: F811
     assert comment in runner.summary
     assert runner.codes["Run the notebooks on the sample"] == 0
     assert runner.codes["Compare with the base"] == (3 if "The gate refuses" in comment else 0)
-    if "report" not in command("fraudnb", "--help", folder=runner.project):
-        assert runner.codes["Report"] == 2, runner.output
-    else:
-        assert runner.codes["Report"] == 0 and code == runner.codes["Compare with the base"], runner.output
-        assert (runner.store / "artifacts/report/site/index.html").exists()
+    assert runner.codes["Report"] == 0 and code == runner.codes["Compare with the base"], runner.output
+    assert (runner.store / "artifacts/report/site/index.html").exists()
 
     (left,) = (runner.store / "artifacts/comparison").iterdir()
     assert left.name == "comment.json"
@@ -279,8 +276,7 @@ def test_sweep(runner):
         assert runner.run("sweep", "part") == 0, runner.output
         assert "1 runs done, 0 failed" in runner.output
     clean(runner.project)
-    runner.run("sweep", "gather")
-    assert runner.codes["Rank all runs"] == 0, runner.output
+    assert runner.run("sweep", "gather") == 0, runner.output
     assert runner.output.count("done before") == 2 and "2 runs done, 0 failed" in runner.summary
     board = (runner.project / "runs/sweep/leaderboard.csv").read_text()
     assert "decision_tree" in board and "logistic_regression" in board
