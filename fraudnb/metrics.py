@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['Ranking', 'rank_rows', 'average_precision', 'roc_auc', 'threshold_metrics', 'Decision', 'alerts_of', 'all_metrics',
            'smaller_is_better', 'measured_rows', 'merge_rows', 'bootstrap_intervals', 'cost_by_cut', 'threshold_of_cut',
-           'choose_threshold', 'confusion_matrix']
+           'lowest_share', 'cut_for_target', 'choose_threshold', 'log_bins', 'expected_calibration_error',
+           'compare_calibration', 'CardDays', 'card_days', 'card_metrics', 'day_bounds', 'card_intervals',
+           'confusion_matrix']
 
-# %% ../nbs/23_metrics.ipynb #525ac929
+# %% ../nbs/23_metrics.ipynb #6bade9b1
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -95,22 +98,26 @@ def threshold_metrics(
         "f1_weighted": (frauds * f1 + genuine * f1_genuine) / total,
     }
 
-# %% ../nbs/23_metrics.ipynb #551e4bb6
+# %% ../nbs/23_metrics.ipynb #d1cb7e73
 @dataclass(frozen=True)
 class Decision:
-    """How alerts are decided and priced: threshold, cost of reviewing one alert, days covered, alert budgets a day."""
+    """How alerts are decided and priced: threshold, cost of reviewing one alert, days covered, alert budgets a day.
+
+    `recovery_rate` is the share of a caught fraud's loss that catching it saves.
+    """
 
     threshold: float
     review_cost: float
     days: float
     budgets: tuple[float, ...] = ()
+    recovery_rate: float = 1.0
 
 # %% ../nbs/23_metrics.ipynb #6d3f353a
 def alerts_of(ranking: Ranking, threshold: float) -> int:
     """How many of the ranked rows have a probability of at least `threshold`."""
     return int(np.searchsorted(-ranking.probability, -threshold, side="right"))
 
-# %% ../nbs/23_metrics.ipynb #2fd54022
+# %% ../nbs/23_metrics.ipynb #26aeabdd
 def all_metrics(
     ranking: Ranking, decision: Decision, mass: np.ndarray | None = None, error: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
@@ -124,7 +131,9 @@ def all_metrics(
     cumulated, frauds = np.cumsum(mass, axis=-1), np.cumsum(mass * ranking.label, axis=-1)
     cut = alerts_of(ranking, decision.threshold)
     alerts, caught = (sums[..., cut - 1] if cut else 0.0 * error for sums in (cumulated, frauds))
-    missed = np.sum((mass * ranking.label * ranking.amount)[..., cut:], axis=-1)
+    lost = mass * ranking.label * ranking.amount
+    missed = np.sum(lost[..., cut:], axis=-1)
+    unrecovered = (1 - decision.recovery_rate) * np.sum(lost[..., :cut], axis=-1)
     values = {
         "average_precision": average_precision(ranking, cumulated, frauds),
         "roc_auc": roc_auc(ranking, cumulated, frauds),
@@ -136,7 +145,7 @@ def all_metrics(
         values[f"recall_at_{budget:g}_alerts_a_day"] = found / frauds[..., -1]
     values["brier"] = error / cumulated[..., -1]
     values["alerts_a_day"] = alerts / decision.days
-    values["expected_cost"] = decision.review_cost * alerts + missed
+    values["expected_cost"] = decision.review_cost * alerts + missed + unrecovered
     return values
 
 # %% ../nbs/23_metrics.ipynb #1cf62e09
@@ -188,12 +197,12 @@ def bootstrap_intervals(
     tails = [(1 - level) / 2, (1 + level) / 2]
     return {name: tuple(np.quantile(np.concatenate([one[name] for one in drawn]), tails)) for name in drawn[0]}
 
-# %% ../nbs/23_metrics.ipynb #7432750b
-def cost_by_cut(ranking: Ranking, review_cost: float) -> np.ndarray:
+# %% ../nbs/23_metrics.ipynb #aa831479
+def cost_by_cut(ranking: Ranking, review_cost: float, recovery_rate: float = 1.0) -> np.ndarray:
     """Expected cost of alerting on the first 0, 1, 2, ... groups of equal probability: shape (groups + 1,)."""
     alerts = np.append(0.0, np.cumsum(ranking.weight)[ranking.ends - 1])
     lost = ranking.weight * ranking.label * ranking.amount
-    return review_cost * alerts + lost.sum() - np.append(0.0, np.cumsum(lost)[ranking.ends - 1])
+    return review_cost * alerts + lost.sum() - recovery_rate * np.append(0.0, np.cumsum(lost)[ranking.ends - 1])
 
 # %% ../nbs/23_metrics.ipynb #8479962b
 def threshold_of_cut(ranking: Ranking, groups: int | np.ndarray) -> np.ndarray:
@@ -201,23 +210,188 @@ def threshold_of_cut(ranking: Ranking, groups: int | np.ndarray) -> np.ndarray:
     levels = np.concatenate([[1.0 + 1e-6], ranking.probability[ranking.ends - 1], [0.0]])
     return np.where(np.equal(groups, 0), levels[0], (levels[groups] + levels[np.add(groups, 1)]) / 2)[()]
 
-# %% ../nbs/23_metrics.ipynb #90ebdff9
-def choose_threshold(ranking: Ranking, policy: str, review_cost: float, budget: float) -> float:
+# %% ../nbs/23_metrics.ipynb #0533430d
+def lowest_share(hits: np.ndarray, tries: np.ndarray, confidence: float) -> np.ndarray:
+    """The lower end of the one-sided interval of a share, given `hits` of `tries` (counts; 0 tries give 0).
+
+    Source: E. Wilson (1927), Probable Inference, the Law of Succession, and Statistical Inference, JASA 22.
+    """
+    z, tries = NormalDist().inv_cdf(confidence), np.maximum(tries, 1e-12)
+    share = hits / tries
+    spread = z * np.sqrt(share * (1 - share) / tries + (z / tries) ** 2 / 4)
+    return np.where(tries > 1e-9, (share + z**2 / (2 * tries) - spread) / (1 + z**2 / tries), 0.0)
+
+# %% ../nbs/23_metrics.ipynb #d779c321
+def cut_for_target(ranking: Ranking, metric: str, target: float, confidence: float) -> int:
+    """How many groups to alert on so that "recall" or "precision" reach `target` with `confidence`, or `InputError`.
+
+    Recall: the fewest groups that do; precision: the most. Rows count by weight in the share, as one each in its error.
+    """
+    fraud = np.append(0, np.cumsum(ranking.label)[ranking.ends - 1]).astype(float)
+    rows = np.append(0, ranking.ends).astype(float)
+    alerts = np.append(0.0, np.cumsum(ranking.weight)[ranking.ends - 1])
+    caught = np.append(0.0, np.cumsum(ranking.weight * ranking.label)[ranking.ends - 1])
+    tries = np.full(len(rows), fraud[-1]) if metric == "recall" else rows
+    whole = np.full(len(rows), caught[-1]) if metric == "recall" else np.maximum(alerts, 1e-12)
+    reached = np.flatnonzero(lowest_share(caught / whole * tries, tries, confidence) >= target)
+    if not len(reached):
+        raise InputError(
+            f"No threshold has a {metric} of {target:g} with {confidence:.0%} confidence on the validation rows, which "
+            f"have {fraud[-1]:.0f} frauds: lower target or confidence, or validate on more rows."
+        )
+    return int(reached[0] if metric == "recall" else reached[-1])
+
+# %% ../nbs/23_metrics.ipynb #97a07c57
+def choose_threshold(
+    ranking: Ranking,
+    policy: str,
+    review_cost: float,
+    budget: float,
+    *,
+    recovery_rate: float = 1.0,
+    target: float = 0.8,
+    confidence: float = 0.95,
+) -> float:
     """The threshold that `policy` sets on the ranked (validation) rows; `budget` is for alerts over all of them.
 
-    "expected_cost": lowest `review_cost` times alerts plus amounts of missed frauds. "alert_budget": as many alerts as
-    `budget` allows. "f1": highest F1.
+    "expected_cost": lowest `review_cost` times alerts plus losses of frauds, less what is recovered. "alert_budget": as
+    many alerts as `budget` allows. "f1": highest F1. "recall" and "precision": the fewest (most) alerts of which one is
+    `confidence` sure that they reach `target`. Raises `InputError` for another policy or an unreachable target.
     """
     alerts = np.append(0.0, np.cumsum(ranking.weight)[ranking.ends - 1])
     caught = np.append(0.0, np.cumsum(ranking.weight * ranking.label)[ranking.ends - 1])
     cuts = {
-        "expected_cost": lambda: np.argmin(cost_by_cut(ranking, review_cost)),
+        "expected_cost": lambda: np.argmin(cost_by_cut(ranking, review_cost, recovery_rate)),
         "alert_budget": lambda: np.searchsorted(alerts, budget, side="right") - 1,
         "f1": lambda: np.argmax(2 * caught / (alerts + caught[-1])),
+        "recall": lambda: cut_for_target(ranking, "recall", target, confidence),
+        "precision": lambda: cut_for_target(ranking, "precision", target, confidence),
     }
     if policy not in cuts:
         raise InputError(f"There is no policy {policy!r}; there are {', '.join(cuts)}.")
     return float(threshold_of_cut(ranking, int(cuts[policy]())))
+
+# %% ../nbs/23_metrics.ipynb #5e59c819
+def log_bins(probability: np.ndarray, bins: int = 10, floor: float = 1e-5) -> np.ndarray:
+    """The bin of each probability, of `bins` bins even in its logarithm; the first holds all below its end."""
+    return np.digitize(probability, np.logspace(np.log10(floor), 0, bins + 1)[1:-1])
+
+# %% ../nbs/23_metrics.ipynb #df2fcd53
+def expected_calibration_error(
+    label: np.ndarray, probability: np.ndarray, mass: np.ndarray, bins: int = 10
+) -> np.ndarray:
+    """Mean over the mass of |observed share of fraud - mean probability| per bin; `mass` is (..., rows), result (...).
+
+    Source: M. Naeini, G. Cooper and M. Hauskrecht (2015), AAAI; with the bins of `log_bins`.
+    """
+    member = np.eye(bins)[log_bins(probability, bins)]
+    gap = np.abs((mass * (label - probability)) @ member)
+    return gap.sum(axis=-1) / mass.sum(axis=-1)
+
+# %% ../nbs/23_metrics.ipynb #15314e44
+def compare_calibration(
+    label: np.ndarray,
+    probabilities: tuple[np.ndarray, np.ndarray],
+    weight: np.ndarray,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, dict[str, float]]:
+    """ECE and Brier score of two `probabilities` of the same rows, and their difference, second less first.
+
+    For each of "ece" and "brier": `before`, `after`, `difference` and its paired percentile interval `low`, `high`.
+    """
+    rng, rows = np.random.default_rng(seed), len(label)
+
+    def both(mass: np.ndarray) -> np.ndarray:
+        errors = [
+            (expected_calibration_error(label, one, mass), mass @ (one - label) ** 2 / mass.sum())
+            for one in probabilities
+        ]
+        return np.array(errors)
+
+    before, after = both(weight)
+    drawn = []
+    for _ in range(resamples):
+        first, second = both(weight * np.bincount(rng.integers(0, rows, rows), minlength=rows))
+        drawn.append(second - first)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    columns = {"before": before, "after": after, "difference": after - before, "low": low, "high": high}
+    return {
+        name: {column: float(values[number]) for column, values in columns.items()}
+        for number, name in enumerate(("ece", "brier"))
+    }
+
+# %% ../nbs/23_metrics.ipynb #13cbc6e5
+@dataclass(frozen=True)
+class CardDays:
+    """One row per card and day, by day and within it by descending score: arrays of shape (card-days,).
+
+    `card` and `day` are numbers from 0; `fraud` says whether the card had a fraud that day.
+    """
+
+    card: np.ndarray
+    day: np.ndarray
+    fraud: np.ndarray
+
+# %% ../nbs/23_metrics.ipynb #5028e6ee
+def card_days(
+    label: np.ndarray, probability: np.ndarray, entity: np.ndarray, time: np.ndarray, day: float = 86_400.0
+) -> CardDays:
+    """The `CardDays` of transactions, all arguments of shape (rows,); `time` and `day` in seconds.
+
+    A card's score on a day is the highest `probability` of its transactions. Cards of equal scores are in the order of
+    their names.
+    """
+    cards, card = np.unique(entity, return_inverse=True)
+    days, number = np.unique(np.floor(time / day), return_inverse=True)
+    cells, cell = np.unique(number * len(cards) + card, return_inverse=True)
+    score, fraud = np.zeros(len(cells)), np.zeros(len(cells), bool)
+    np.maximum.at(score, cell, probability)
+    np.logical_or.at(fraud, cell, label == 1)
+    order = np.lexsort((cells, -score, cells // len(cards)))
+    return CardDays(cells[order] % len(cards), cells[order] // len(cards), fraud[order])
+
+# %% ../nbs/23_metrics.ipynb #c7689544
+def card_metrics(days: CardDays, budget: int, mass: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+    """Card precision@k on each day, shape (days,), and the share of compromised cards found, for k = `budget`.
+
+    `mass` of shape (cards,) says how often each card counts (default: once). Source: the Fraud Detection Handbook,
+    section 4.4 (`card_precision_top_k`): cards found on earlier days are not looked at again.
+    """
+    mass = np.ones(days.card.max() + 1) if mass is None else mass
+    found, precision = np.zeros(len(mass), bool), []
+    for first, last in day_bounds(days):
+        card, fraud = days.card[first:last], days.fraud[first:last]
+        new = ~found[card]
+        card, fraud = card[new], fraud[new]
+        # of a card that counts several times, as many as there is room for
+        before = np.cumsum(mass[card]) - mass[card]
+        looked = np.clip(budget - before, 0, mass[card])
+        precision.append(looked @ fraud / budget)
+        found[card[fraud & (looked > 0)]] = True
+    compromised = np.unique(days.card[days.fraud])
+    return np.array(precision), float(mass[compromised] @ found[compromised] / max(mass[compromised].sum(), 1e-12))
+
+# %% ../nbs/23_metrics.ipynb #046872a3
+def day_bounds(days: CardDays) -> list[tuple[int, int]]:
+    """The first position of each day in `days` and the one after its last."""
+    starts = np.flatnonzero(np.diff(days.day, prepend=-1))
+    return list(zip(starts, np.append(starts[1:], len(days.day)), strict=True))
+
+# %% ../nbs/23_metrics.ipynb #47aa22f9
+def card_intervals(
+    days: CardDays, budget: int, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals of `card_precision_at_k` (mean over days) and `card_recall_at_k`, over cards."""
+    rng, cards, drawn = np.random.default_rng(seed), int(days.card.max()) + 1, []
+    for _ in range(resamples):
+        mass = np.bincount(rng.integers(0, cards, cards), minlength=cards).astype(float)
+        precision, recall = card_metrics(days, budget, mass)
+        drawn.append((precision.mean(), recall))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    names = (f"card_precision_at_{budget}", f"card_recall_at_{budget}")
+    return {name: (float(one), float(other)) for name, one, other in zip(names, low, high, strict=True)}
 
 # %% ../nbs/23_metrics.ipynb #5083378b
 def confusion_matrix(ranking: Ranking, threshold: float) -> np.ndarray:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ModelError', 'file_sha256', 'read_json', 'read_card', 'Model', 'load_model', 'open_session', 'save_bundle', 'to_json',
-           'input_matrix', 'predict_matrix', 'predict_probability']
+           'input_matrix', 'predict_matrix', 'predict_probability', 'make_self_test', 'check_self_test']
 
 # %% ../nbs/11_model.ipynb #fc23132a
 import hashlib
@@ -154,3 +154,37 @@ def predict_matrix(session: "onnxruntime.InferenceSession", matrix: np.ndarray, 
 def predict_probability(model: Model, table: Mapping[str, Any]) -> np.ndarray:
     """Probability of fraud for each row of `table`, which has the model's inputs: float64 of shape (rows,)."""
     return predict_matrix(model.session, input_matrix(table, model.inputs))
+
+# %% ../nbs/11_model.ipynb #0f4d533d
+def make_self_test(onnx: bytes, quantiles: Mapping[str, Sequence[float]], inputs: Sequence[str]) -> dict[str, Any]:
+    """Rows made of the `quantiles` of the columns `inputs`, and the probabilities that the model `onnx` gives them.
+
+    A row takes the same level of each column; a second one takes every other column's from the opposite end. Both lists
+    have one entry per row. Raises `ModelError` when `onnx` is no model.
+    """
+    levels = max((len(quantiles[name]) for name in inputs), default=0)
+    columns = [list(quantiles[name]) or [0.0] * levels for name in inputs]
+    rows = [[column[level] for column in columns] for level in range(levels)]
+    rows += [[column[-1 - at if odd % 2 else at] for odd, column in enumerate(columns)] for at in range(levels)]
+    probabilities = predict_matrix(open_session(onnx), np.array(rows, np.float32).reshape(len(rows), len(inputs)))
+    return {"rows": rows, "probabilities": probabilities.tolist()}
+
+# %% ../nbs/11_model.ipynb #38ea39d0
+def check_self_test(model: Model, tolerance: float = 1e-6) -> bool:
+    """Whether the card of `model` has a self-test; raises `ModelError` when its rows get other probabilities by now."""
+    stored = model.card.get("self_test")
+    if not stored:
+        return False
+    try:
+        matrix = np.array(stored["rows"], np.float32).reshape(-1, len(model.inputs))
+        expected = np.array(stored["probabilities"], np.float64)
+        found = predict_matrix(model.session, matrix)
+        difference = float(np.abs(found - expected).max(initial=0.0))
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
+        raise ModelError(f"The model's self-test cannot be computed: {str(error)[:200]}. Train it again.") from error
+    if not difference <= tolerance:
+        raise ModelError(
+            f"The model fails its self-test: probabilities differ by {difference:.2g} from those in its card. It was "
+            "changed, or computes differently with this version of ONNX Runtime. Train it again."
+        )
+    return True

@@ -461,7 +461,7 @@ def test_papermill_alone_refuses_a_wrong_choice(tmp_path):
     run = [*program, "--no-progress-bar"]
     done = subprocess.run(run, cwd=project, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert "one of temporal, stratified, article, not 'tempral'. Did you mean 'temporal'?" in done.stderr
+    assert "one of temporal, stratified, article, periods, not 'tempral'. Did you mean 'temporal'?" in done.stderr
     assert not (project / "data").exists()
 
 

@@ -56,6 +56,23 @@ def test_pipeline_notebooks_have_one_parameters_cell_and_a_kernel(notebook):
     assert content["metadata"]["kernelspec"].keys() >= {"display_name", "language", "name"}
 
 
+@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem[:2] <= "05"], ids=lambda path: path.stem)
+def test_no_lesson_overwrites_a_parameter(notebook):
+    """Papermill runs the lessons too: a name they share with a parameter would change the run behind its back."""
+    from fraudnb.runs import read_parameters
+
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    lessons = [cell for cell in cells if cell["cell_type"] == "code" and not cell["metadata"].get("tags")]
+    for cell in lessons:
+        tree = ast.parse("".join(line for line in cell["source"] if not line.startswith(("%", "!"))))
+        inner = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)
+        own = {id(one) for part in ast.walk(tree) if isinstance(part, inner) for one in ast.walk(part)}
+        names = [one for one in ast.walk(tree) if isinstance(one, ast.Name) and id(one) not in own]
+        stored = {one.id for one in names if isinstance(one.ctx, ast.Store)}
+        overwritten = stored & set(read_parameters(notebook))
+        assert not overwritten, f"{notebook.stem}: {overwritten}"
+
+
 def test_every_section_of_values_fits_its_notebook():
     """params.yaml and the recipes name parameters that exist, with values of their types."""
     from fraudnb.runs import check_parameters, find_notebook, read_values
