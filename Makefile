@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: run restore test check wheel lab sweep report bench lock clean
+.PHONY: run restore test check wheel lab sweep serve report bench lock clean
 
 run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
 	dvc repro
@@ -14,7 +14,7 @@ restore: .venv/installed  ## results that dvc.lock names, as far as the DVC cach
 
 test: .venv/installed  ## export and clean check, nbdev-test, pytest
 	nbdev-test
-	pytest -n 2 --dist loadgroup
+	pytest -n 3 --dist loadgroup
 
 check: .venv/installed  ## what an edited notebook needs before a commit; fails where git then shows a change
 	nbdev-export
@@ -24,7 +24,7 @@ check: .venv/installed  ## what an edited notebook needs before a commit; fails 
 
 wheel: .venv/installed  ## dist/*.whl, its contents checked
 	rm -rf build/lib dist
-	uv build --quiet --wheel --no-build-isolation --out-dir dist
+	uv build --quiet --wheel --python .venv/bin/python --no-build-isolation --out-dir dist
 	python .github/scripts/check_wheel.py dist/*.whl
 
 lab: .venv/installed  ## the notebooks in JupyterLab
@@ -32,6 +32,9 @@ lab: .venv/installed  ## the notebooks in JupyterLab
 
 sweep: .venv/installed  ## models on the data that `make run` has prepared, ranked
 	fraudnb sweep 03_train --then 04_evaluate -g model=lightgbm,extra_trees,logistic_regression,decision_tree
+
+serve: .venv/installed  ## the page and the API, on the model that `make run` has trained
+	fraudnb serve
 
 report: .venv/installed  ## the executed notebooks below runs/ as a site
 	fraudnb report
@@ -48,7 +51,7 @@ lock: .venv/installed  ## resolve requirements.lock anew from settings.ini
 		{ echo "fraudnb needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)"
-	.venv/bin/uv pip sync --quiet --python .venv/bin/python requirements.lock
+	.venv/bin/uv pip sync --quiet --compile-bytecode --python .venv/bin/python requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -22,7 +22,7 @@ setup(
     keywords=settings["keywords"].split(),
     python_requires=f">={settings['min_python']}",
     packages=[settings["lib_name"]],
-    package_data={settings["lib_name"]: ["*.json", "report_site/*"]},
+    package_data={settings["lib_name"]: ["*.json", "report_site/*", "page_site/*"]},
     install_requires=settings["requirements"].split(),
     extras_require={
         name.removesuffix(ending): needs.split() for name, needs in settings.items() if name.endswith(ending)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Then', 'Vary', 'ForAllRuns', 'SweepFile', 'main', 'exit_code', 'expected_error', 'join_pairs', 'split_pairs',
-           'Engine', 'run', 'run_seconds', 'Sampler', 'sweep', 'SweepProgress', 'print_leaderboard', 'metrics',
-           'read_metrics', 'print_metrics', 'diff', 'report', 'count_of', 'pages_progress', 'comment', 'score',
-           'score_one', 'score_folder', 'describe_scored', 'partitions_progress', 'source']
+           'Engine', 'run', 'Sampler', 'sweep', 'SweepProgress', 'print_leaderboard', 'metrics', 'read_metrics',
+           'print_metrics', 'diff', 'report', 'count_of', 'pages_progress', 'comment', 'score', 'score_one',
+           'score_folder', 'describe_scored', 'partitions_progress', 'drift', 'drift_table', 'serve', 'source']
 
 # %% ../nbs/18_cli.ipynb #fded70f9
 import contextlib
@@ -108,7 +108,7 @@ class Engine(StrEnum):
     warm = "warm"
     fresh = "fresh"
 
-# %% ../nbs/18_cli.ipynb #79145af4
+# %% ../nbs/18_cli.ipynb #e77e6334
 @app.command()
 def run(
     notebooks: Annotated[
@@ -140,14 +140,9 @@ def run(
     plan = runs.plan_run(chosen, sections, split_pairs(parameters or []), name)
     runs.prepare_kernels(engine, root)
     for output in runs.run_plan(plan, root / "runs" / name, engine):
-        print(f"{output.relative_to(root)}  {run_seconds(output):.1f} s", flush=True)
+        print(f"{output.relative_to(root)}  {runs.run_seconds(output):.1f} s", flush=True)
     if chosen[-1].stem == "04_evaluate":
         print(f"The numbers: fraudnb metrics{'' if name == 'main' else f' {name}'}")
-
-# %% ../nbs/18_cli.ipynb #ada2e6d1
-def run_seconds(notebook: Path) -> float:
-    """Seconds that executing the notebook took, as papermill noted it in the executed copy's metadata."""
-    return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["papermill"]["duration"]
 
 # %% ../nbs/18_cli.ipynb #0555f3bc
 class Sampler(StrEnum):
@@ -495,6 +490,64 @@ def partitions_progress(
         if time.monotonic() - spoken >= every:
             spoken = time.monotonic()
             print(f"{number:,} of {total:,} {unit}s", file=sys.stderr, flush=True)
+
+# %% ../nbs/18_cli.ipynb #239651e4
+@app.command()
+def drift(
+    input: Annotated[str, typer.Argument(help="Transactions: CSV (also .zip, .gz) or Parquet; path or s3://.")],
+    model: Annotated[str, typer.Option(help="The folder of the model bundle; path or s3://.")] = "models/main",
+    reference: Annotated[
+        str | None, typer.Option(help="Transactions to compare with. Default: what the model's card remembers.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The report: *.html, or *.json.")] = None,
+    alpha: Annotated[float, typer.Option(help="How often there may be a finding where nothing has drifted.")] = 0.05,
+    tolerated: Annotated[float, typer.Option(help="Drift counts from this population stability index on.")] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say which values have drifted away from the model's training rows. Exit code 3: some have."""
+    from fraudnb.drift import check_drift, verdict_sentence, write_drift
+    from fraudnb.schema import InputError
+    from fraudnb.score import bundle_at, decision_threshold
+
+    if out is not None and out.suffix not in (".html", ".json"):
+        raise InputError(f"{out} would have to be HTML or JSON: give it a name that ends in .html or .json.")
+    bundle = bundle_at(model)
+    found = check_drift(input, bundle, decision_threshold(bundle), reference, alpha, tolerated)
+    if out is not None:
+        write_drift(found, input, out)
+    print(json.dumps(found, indent=1) if as_json else f"{drift_table(found)}{verdict_sentence(found)}")
+    raise typer.Exit(3 if found["drifted"] else 0)
+
+# %% ../nbs/18_cli.ipynb #685a3074
+def drift_table(found: dict[str, Any], most: int = 10) -> str:
+    """The `most` largest findings as lines of text: value, index, corrected p-value and level."""
+    lines = [f"{'value':<24} {'stability index':>15} {'p, corrected':>13}  drift"]
+    for one in found["findings"][:most]:
+        lines.append(f"{one['name']:<24} {one['index']:>15.3f} {one['p']:>13.2g}  {one['level']}")
+    rest = len(found["findings"]) - most
+    return "\n".join([*lines, *([f"... and {rest} smaller ones"] if rest > 0 else []), ""])
+
+# %% ../nbs/18_cli.ipynb #ddfe1178
+@app.command()
+def serve(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, envvar="PORT", help="The port; default: 8866. 0: any that is free.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(envvar="MODEL_URI", help="The model bundle; path or s3://. Default: models/main.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen at. Default: 0.0.0.0 where PORT is set, else 127.0.0.1.")
+    ] = None,
+) -> int:
+    """Serve the page and the API for scoring transactions."""
+    try:
+        from fraudnb import serve as server
+    except ModuleNotFoundError as error:
+        from fraudnb.schema import InputError
+
+        raise InputError(f"{error.name} is not installed: pip install 'fraudnb[serve]'.") from error
+    return server.serve(port, host, model)
 
 # %% ../nbs/18_cli.ipynb #531f0cb2
 @app.command(hidden=True)
