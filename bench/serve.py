@@ -51,6 +51,7 @@ from fraudnb.train import reference_quantiles, to_onnx
 INPUTS = [*(f"V{number}" for number in range(1, 29)), "Amount"]
 HEAVY = "import pandas, sklearn.ensemble, seaborn"
 SLIDER = "import ipywidgets\n\nipywidgets.FloatSlider()"
+PAGE = "main.fraudnb[data-ready] button"  # the first thing on our page that can be used, with its kernel connected
 
 
 def read_data(path: Path | None, rows: int) -> pd.DataFrame:
@@ -244,14 +245,14 @@ def measure_csv(folder: Path, env: dict[str, str], table: pd.DataFrame, repeats:
     ]
 
 
-def first_widget(browser: Browser, port: int) -> float:
-    """Seconds from navigation to the first visible widget, as a new visitor; infinite after 60 s."""
+def first_widget(browser: Browser, port: int, widget: str = PAGE) -> float:
+    """Seconds from navigation to the first visible `widget`, as a new visitor; infinite after 60 s."""
     context = browser.new_context()
     page = context.new_page()
     start = time.perf_counter()
     try:
         page.goto(f"http://127.0.0.1:{port}/", wait_until="commit", timeout=60_000)
-        page.locator(".jupyter-widgets").first.wait_for(timeout=60_000)
+        page.locator(widget).first.wait_for(timeout=60_000)
         return time.perf_counter() - start
     except Exception as error:
         print(f"a page of port {port} did not finish: {str(error)[:80]}", file=sys.stderr)
@@ -280,8 +281,12 @@ def measure_page(folder: Path, env: dict[str, str], visits: int) -> list[list[st
         stack.enter_context(voila(folder, "heavy", cell, Ports.heavy, env | {"FRAUDNB_SERVICE": service}))
         stack.enter_context(voila(folder, "slider", SLIDER, Ports.slider, env))
         browser = stack.enter_context(chromium())
-        sides = {"heavy": Ports.heavy, "slider": Ports.slider, "fraudnb": Ports.ours}
-        calls = {name: lambda port=port: first_widget(browser, port) for name, port in sides.items()}
+        sides = {
+            "heavy": (Ports.heavy, PAGE),
+            "slider": (Ports.slider, ".jupyter-widgets"),
+            "fraudnb": (Ports.ours, PAGE),
+        }
+        calls = {name: lambda side=side: first_widget(browser, *side) for name, side in sides.items()}
         alternate(calls, 1)
         found = alternate(calls, visits)
     mine = statistics.median(found["fraudnb"])
@@ -302,7 +307,7 @@ def measure_visitors(folder: Path, env: dict[str, str], table: pd.DataFrame, vis
             contexts.append(browser.new_context())
             page = contexts[-1].new_page()
             page.goto(f"http://127.0.0.1:{Ports.ours}/", timeout=60_000)
-            page.locator(".jupyter-widgets").first.wait_for(timeout=60_000)
+            page.locator(PAGE).first.wait_for(timeout=60_000)
             (folder / "thousand.csv").write_bytes(body)
             send_csv(Ports.ours, "/api/score", folder / "thousand.csv")
         time.sleep(3)

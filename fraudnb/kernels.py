@@ -398,6 +398,11 @@ KERNEL_MODULES = (
     "sqlite3",
     "tornado.platform.asyncio",
     "encodings.latin_1",
+    "IPython.core.debugger",
+    "IPython.core.logger",
+    "IPython.core.oinspect",
+    "faulthandler",
+    "resource",
 )
 
 # %% ../nbs/12_kernels.ipynb #28e5fbf6
