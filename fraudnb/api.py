@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ANSWERS', 'ID_NAMES', 'LARGEST', 'MISSING', 'Limits', 'read_limits', 'Problem', 'problem_json', 'cell_error',
-           'rows_problem', 'Options', 'read_options', 'is_probability', 'threshold_of', 'choose_answer',
-           'read_json_body', 'refuse_constant', 'unique_names', 'Rows', 'json_rows', 'check_count', 'known_names',
-           'name_errors', 'check_id', 'column_rows', 'value_matrix', 'numbers_fit', 'value_check', 'score_rows',
-           'describe_rows', 'answer_json', 'answer_rows', 'record_end', 'split_records', 'read_fields', 'read_numbers',
-           'arrow_names', 'find_numbers', 'read_number', 'CsvScan', 'scan_records', 'check_header', 'take_header',
-           'scored_blocks', 'score_block', 'unpack', 'parquet_to_csv', 'bare_environment', 'convert_parquet']
+           'rows_problem', 'Options', 'read_options', 'is_probability', 'decision_rule', 'choose_answer',
+           'read_json_body', 'refuse_constant', 'unique_names', 'Rows', 'json_rows', 'make_rows', 'check_count',
+           'known_names', 'name_errors', 'check_id', 'column_rows', 'value_matrix', 'numbers_fit', 'value_check',
+           'score_rows', 'describe_rows', 'answer_json', 'answer_rows', 'record_end', 'split_records', 'read_fields',
+           'read_numbers', 'arrow_names', 'find_numbers', 'read_number', 'CsvScan', 'scan_records', 'check_header',
+           'take_header', 'scored_blocks', 'score_block', 'unpack', 'parquet_to_csv', 'bare_environment',
+           'convert_parquet']
 
 # %% ../nbs/26_api.ipynb #67286a13
 import csv
@@ -31,6 +32,7 @@ from typing import IO, Any
 import numpy as np
 
 from .model import Model, predict_matrix
+from .rule import Rule, needed_columns, rule_of
 
 # %% ../nbs/26_api.ipynb #0a7cd439
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def rows_problem(errors: Sequence[Mapping[str, Any]], most: int = 20) -> Problem
 # %% ../nbs/26_api.ipynb #5257523d
 @dataclass(frozen=True)
 class Options:
-    """What the query of a request asks for: the threshold (None: the model's) and the number of reasons a row."""
+    """What the query of a request asks for: the threshold (None: the model's rule) and the number of reasons a row."""
 
     threshold: float | None = None
     reasons: int = 0
@@ -134,12 +136,12 @@ def is_probability(text: str) -> bool:
         return False
 
 # %% ../nbs/26_api.ipynb #296522d3
-def threshold_of(model: Model, options: Options) -> float:
-    """The threshold to decide at; raises `Problem` if neither the request nor the model's evaluation has one."""
-    threshold = model.card.get("threshold") if options.threshold is None else options.threshold
-    if threshold is None:
+def decision_rule(model: Model, options: Options) -> Rule:
+    """The rule to decide by; raises `Problem` if neither the request nor the model's evaluation has one."""
+    rule = rule_of(model.card, options.threshold)
+    if rule is None:
         raise Problem(422, "No threshold", "This model was not evaluated and has no threshold: add ?threshold=0.5.")
-    return float(threshold)
+    return rule
 
 # %% ../nbs/26_api.ipynb #0d0541c1
 ANSWERS = {"application/json": "json", "text/csv": "csv", "application/x-ndjson": "ndjson"}
@@ -195,35 +197,46 @@ ID_NAMES = ("id", "row_id", "transaction_id")
 # %% ../nbs/26_api.ipynb #c76964d6
 @dataclass(frozen=True)
 class Rows:
-    """Rows to score: `matrix`, float32 of shape (rows, inputs), and an id for each."""
+    """Rows to score: `matrix`, float32 of shape (rows, inputs), an id for each, and its amount (float64) if needed."""
 
     matrix: np.ndarray
     ids: list[Any]
+    amounts: np.ndarray | None = None
 
 # %% ../nbs/26_api.ipynb #8a5a49d7
-def json_rows(content: Any, model: Model, most: int) -> Rows:
+def json_rows(content: Any, model: Model, rule: Rule, most: int) -> Rows:
     """The rows in the JSON `content`, checked; raises `Problem` with row, column, value and reason."""
+    needed = needed_columns(model.inputs, rule)
     if isinstance(content, dict) and set(content) == {"columns"} and isinstance(content["columns"], dict):
-        return column_rows(content["columns"], model, most)
+        return column_rows(content["columns"], needed, model, rule, most)
     if isinstance(content, dict) and set(content) == {"rows"}:
         content = content["rows"]
     if not isinstance(content, list):
         raise Problem(422, "No rows", 'Send a list of rows, {"rows": [...]} or {"columns": {...}}.')
     check_count(len(content), most)
-    wanted, known = set(model.inputs), known_names(model)
+    wanted, known = set(needed), known_names(model)
     errors: list[dict[str, Any]] = []
     for number, row in enumerate(content, start=1):
         if not isinstance(row, dict):
             errors.append(cell_error(number, None, row, "is not an object of names and values"))
         elif not wanted <= row.keys() <= known:
-            errors += name_errors(number, row, model)
+            errors += name_errors(number, row, needed, model)
         if len(errors) > 100:
             break
     if errors:
         raise rows_problem(errors)
-    values = [[row[name] for name in model.inputs] for row in content]
+    values = [[row[name] for name in needed] for row in content]
     name = next((name for name in ID_NAMES if content[0].keys() & {name}), None)
-    return Rows(value_matrix(values, model), [check_id(row.get(name), at) for at, row in enumerate(content, start=1)])
+    ids = [check_id(row.get(name), at) for at, row in enumerate(content, start=1)]
+    return make_rows(value_matrix(values, needed, model), ids, model, rule)
+
+# %% ../nbs/26_api.ipynb #4de46d8c
+def make_rows(numbers: np.ndarray, ids: list[Any], model: Model, rule: Rule) -> Rows:
+    """The `Rows` of `numbers`, float64 of shape (rows, needed columns), which begin with the model's inputs."""
+    matrix = np.ascontiguousarray(numbers[:, : len(model.inputs)], np.float32)
+    if not rule.amount:
+        return Rows(matrix, ids)
+    return Rows(matrix, ids, numbers[:, needed_columns(model.inputs, rule).index(rule.amount)])
 
 # %% ../nbs/26_api.ipynb #71fceb32
 def check_count(rows: int, most: int) -> None:
@@ -241,9 +254,9 @@ def known_names(model: Model) -> set[str]:
     return {*model.inputs, *ID_NAMES, *others}
 
 # %% ../nbs/26_api.ipynb #1c9b9071
-def name_errors(number: int, row: Mapping[str, Any], model: Model) -> list[dict[str, Any]]:
-    """What is wrong with the names in `row`, the row `number`."""
-    missing = [cell_error(number, name, "", "is missing") for name in model.inputs if name not in row]
+def name_errors(number: int, row: Mapping[str, Any], needed: Sequence[str], model: Model) -> list[dict[str, Any]]:
+    """What is wrong with the names in `row`, the row `number`, which must have those that are `needed`."""
+    missing = [cell_error(number, name, "", "is missing") for name in needed if name not in row]
     extra = [
         cell_error(number, name[:60], "", "is no column of this model") for name in row.keys() - known_names(model)
     ]
@@ -261,36 +274,39 @@ def check_id(value: Any, number: int) -> Any:
     return value
 
 # %% ../nbs/26_api.ipynb #7a7fed1c
-def column_rows(columns: Mapping[str, Any], model: Model, most: int) -> Rows:
+def column_rows(columns: Mapping[str, Any], needed: Sequence[str], model: Model, rule: Rule, most: int) -> Rows:
     """The rows of `columns`, lists of the same length by name; raises `Problem`."""
-    if errors := name_errors(1, columns, model):
+    if errors := name_errors(1, columns, needed, model):
         raise rows_problem([error | {"row": None} for error in errors])
     lengths = {name: len(values) if isinstance(values, list) else -1 for name, values in columns.items()}
     if len(set(lengths.values())) != 1 or -1 in lengths.values():
         raise Problem(422, "Columns do not fit", "Each column must be a list of values, all of the same length.")
     check_count(rows := next(iter(lengths.values())), most)
-    values = list(zip(*(columns[name] for name in model.inputs), strict=True))
+    values = list(zip(*(columns[name] for name in needed), strict=True))
     ids = next((columns[name] for name in ID_NAMES if name in columns), [None] * rows)
-    return Rows(value_matrix(values, model), [check_id(one, number) for number, one in enumerate(ids, start=1)])
+    ids = [check_id(one, number) for number, one in enumerate(ids, start=1)]
+    return make_rows(value_matrix(values, needed, model), ids, model, rule)
 
 # %% ../nbs/26_api.ipynb #e129c8af
 LARGEST = float(np.finfo(np.float32).max)
 
 # %% ../nbs/26_api.ipynb #f3e0056c
-def value_matrix(values: Sequence[Sequence[Any]], model: Model, first_row: int = 1) -> np.ndarray:
-    """`values`, a sequence of rows, as float32 of shape (rows, inputs); raises `Problem` for what is no fitting number.
+def value_matrix(
+    values: Sequence[Sequence[Any]], columns: Sequence[str], model: Model, first_row: int = 1
+) -> np.ndarray:
+    """`values`, a sequence of rows, as float64 of shape (rows, columns); raises `Problem` for what does not fit.
 
     Rows in messages are counted from `first_row`.
     """
     kinds = set(map(type, chain.from_iterable(values)))
     try:
         if kinds <= {int, float}:
-            numbers = np.array(values, np.float64).reshape(len(values), len(model.inputs))
-            if numbers_fit(numbers, model):
-                return numbers.astype(np.float32)
+            numbers = np.array(values, np.float64).reshape(len(values), len(columns))
+            if numbers_fit(numbers, columns, model):
+                return numbers
     except OverflowError:
         pass  # a whole number beyond float64: found again below
-    checks = [(name, value_check(name, model)) for name in model.inputs]
+    checks = [(name, value_check(name, model)) for name in columns]
     errors: list[dict[str, Any]] = []
     for number, row in enumerate(values, start=first_row):
         for (name, check), value in zip(checks, row, strict=True):
@@ -300,15 +316,15 @@ def value_matrix(values: Sequence[Sequence[Any]], model: Model, first_row: int =
             break
     if errors:
         raise rows_problem(errors)
-    return np.array([[math.nan if value is None else value for value in row] for row in values], np.float32)
+    return np.array([[math.nan if value is None else value for value in row] for row in values], np.float64)
 
 # %% ../nbs/26_api.ipynb #9fe685af
-def numbers_fit(numbers: np.ndarray, model: Model) -> bool:
-    """Whether all of `numbers`, float64 of shape (rows, inputs), are numbers that the model takes."""
+def numbers_fit(numbers: np.ndarray, columns: Sequence[str], model: Model) -> bool:
+    """Whether all of `numbers`, float64 of shape (rows, columns), are numbers that the model takes."""
     amount = model.card["schema"].get("amount")
     if not (np.abs(numbers) <= LARGEST).all():  # false for NaN, too
         return False
-    return amount not in model.inputs or not (numbers[:, model.inputs.index(amount)] < 0).any()
+    return amount not in columns or not (numbers[:, columns.index(amount)] < 0).any()
 
 # %% ../nbs/26_api.ipynb #e6ce18ad
 def value_check(name: str, model: Model) -> Callable[[Any], str]:
@@ -331,15 +347,18 @@ def value_check(name: str, model: Model) -> Callable[[Any], str]:
 # %% ../nbs/26_api.ipynb #dce3fc95
 def score_rows(rows: Rows, model: Model, options: Options) -> list[dict[str, Any]]:
     """For each of `rows` its id, probability, decision and, if asked for, the reasons; raises `Problem`."""
-    return describe_rows(rows, predict_matrix(model.session, rows.matrix).tolist(), model, options)
+    probabilities = predict_matrix(model.session, rows.matrix)
+    alerts = decision_rule(model, options).alerts(probabilities, rows.amounts)
+    return describe_rows(rows, probabilities.tolist(), alerts.tolist(), model, options)
 
 # %% ../nbs/26_api.ipynb #34a77c01
-def describe_rows(rows: Rows, probabilities: list[float], model: Model, options: Options) -> list[dict[str, Any]]:
-    """What `score_rows` gives, for `probabilities` that are known."""
-    threshold = threshold_of(model, options)
+def describe_rows(
+    rows: Rows, probabilities: list[float], alerts: list[bool], model: Model, options: Options
+) -> list[dict[str, Any]]:
+    """What `score_rows` gives, for `probabilities` and `alerts` that are known."""
     answers = [
-        {"id": name, "probability": probability, "decision": "alert" if probability >= threshold else "pass"}
-        for name, probability in zip(rows.ids, probabilities, strict=True)
+        {"id": name, "probability": probability, "decision": "alert" if alert else "pass"}
+        for name, probability, alert in zip(rows.ids, probabilities, alerts, strict=True)
     ]
     if options.reasons:
         from fraudnb.explain import reasons_of
@@ -351,7 +370,9 @@ def describe_rows(rows: Rows, probabilities: list[float], model: Model, options:
 # %% ../nbs/26_api.ipynb #f66e039b
 def answer_json(answers: Iterable[Mapping[str, Any]], model: Model, options: Options) -> bytes:
     """The whole JSON answer for `answers` of `score_rows`."""
-    head = {"model": model.card.get("name"), "sha256": model.card["sha256"], "threshold": threshold_of(model, options)}
+    rule = decision_rule(model, options)
+    head = {"model": model.card.get("name"), "sha256": model.card["sha256"]}
+    head |= {"threshold": None, "policy": model.card["policy"]} if rule.amount else {"threshold": rule.threshold}
     return json.dumps({**head, "rows": list(answers)}).encode()
 
 # %% ../nbs/26_api.ipynb #75de9866
@@ -417,48 +438,54 @@ MISSING = (
 MISSING = (*MISSING, "NaN", "n/a", "nan", "null")
 
 # %% ../nbs/26_api.ipynb #34d9a948
-def read_numbers(block: bytes, names: Sequence[str], model: Model, first_row: int) -> np.ndarray:
-    """The model's inputs in the CSV records `block`: float32 of shape (rows, inputs); raises `Problem`.
+def read_numbers(
+    block: bytes, names: Sequence[str], columns: Sequence[str], model: Model, first_row: int
+) -> np.ndarray:
+    """The `columns` of the CSV records `block`: float64 of shape (rows, columns); raises `Problem`.
 
-    `names` are those of all columns; rows in messages are counted from `first_row`. Arrow takes 50 MB once it is
+    `names` are those of all there are; rows in messages are counted from `first_row`. Arrow takes 50 MB once it is
     loaded, so a server that only sees files of some thousand rows does without.
     """
     if len(block) < 1 << 20 and "pyarrow" not in sys.modules:
-        return find_numbers(block, names, model, first_row)
+        return find_numbers(block, names, columns, model, first_row)
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
     try:
         table = arrow_csv.read_csv(
             pa.BufferReader(block),
-            read_options=arrow_csv.ReadOptions(column_names=arrow_names(names, model), block_size=1 << 19),
+            read_options=arrow_csv.ReadOptions(column_names=arrow_names(names, columns), block_size=1 << 19),
             parse_options=arrow_csv.ParseOptions(newlines_in_values=b'"' in block),
             convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(model.inputs, pa.float64()), include_columns=list(model.inputs)
+                column_types=dict.fromkeys(columns, pa.float64()), include_columns=list(columns)
             ),
         )
     except (pa.ArrowException, ValueError):
-        return find_numbers(block, names, model, first_row)
-    numbers = np.empty((len(table), len(model.inputs)), np.float64)
+        return find_numbers(block, names, columns, model, first_row)
+    numbers = np.empty((len(table), len(columns)), np.float64)
     for number, column in enumerate(table.columns):
         numbers[:, number] = column.to_numpy()
-    return numbers.astype(np.float32) if numbers_fit(numbers, model) else find_numbers(block, names, model, first_row)
+    fit = numbers_fit(numbers, columns, model)
+    return numbers if fit else find_numbers(block, names, columns, model, first_row)
 
 # %% ../nbs/26_api.ipynb #04a895bd
-def arrow_names(names: Sequence[str], model: Model) -> list[str]:
-    """`names` with all that are no input of `model` made unique."""
-    return [name if name in model.inputs else f"\0{number}" for number, name in enumerate(names)]
+def arrow_names(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """`names` with all that are none of `columns` made unique."""
+    return [name if name in columns else f"\0{number}" for number, name in enumerate(names)]
 
 # %% ../nbs/26_api.ipynb #491c45ab
-def find_numbers(block: bytes, names: Sequence[str], model: Model, first_row: int) -> np.ndarray:
+def find_numbers(
+    block: bytes, names: Sequence[str], columns: Sequence[str], model: Model, first_row: int
+) -> np.ndarray:
     """What `read_numbers` gives, by a slower way that says of each record what is wrong with it."""
     records = [read_fields(record) for record in split_records(block)]
     for number, record in enumerate(records, start=first_row):
         if len(record) != len(names):
             error = cell_error(number, None, f"{len(record)} fields", f"are not the {len(names)} of the first line")
             raise rows_problem([error])
-    places = [list(names).index(name) for name in model.inputs]
-    return value_matrix([[read_number(record[place]) for place in places] for record in records], model, first_row)
+    places = [list(names).index(name) for name in columns]
+    values = [[read_number(record[place]) for place in places] for record in records]
+    return value_matrix(values, columns, model, first_row)
 
 # %% ../nbs/26_api.ipynb #4f6f1d7a
 def read_number(text: str) -> Any:
@@ -472,14 +499,16 @@ def read_number(text: str) -> Any:
 class CsvScan:
     """A CSV of transactions as it arrives: `feed` its bytes, then `finish`; each raises `Problem`.
 
-    `rows` counts them. `text` and `numbers` are temporary files: the CSV, and its float32 inputs row by row.
+    `rows` counts them. `text`, `numbers` and `amounts` are temporary files: the CSV, its float32 inputs row by row, and
+    its float64 amounts if `rule` asks for them.
     """
 
-    def __init__(self, model: Model, limits: Limits):
-        self.model, self.limits, self.rows, self.bytes = model, limits, 0, 0
+    def __init__(self, model: Model, rule: Rule, limits: Limits):
+        self.model, self.rule, self.limits, self.rows, self.bytes = model, rule, limits, 0, 0
         self.names: list[str] = []
+        self.needed = needed_columns(model.inputs, rule)
         self.pending = bytearray()
-        self.text, self.numbers = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self.text, self.numbers, self.amounts = (tempfile.TemporaryFile() for _ in range(3))
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body."""
@@ -500,7 +529,7 @@ class CsvScan:
 
     def close(self) -> None:
         """Remove the temporary files."""
-        self.text.close(), self.numbers.close()
+        self.text.close(), self.numbers.close(), self.amounts.close()
 
 # %% ../nbs/26_api.ipynb #45f6e129
 def scan_records(scan: CsvScan, end: int) -> None:
@@ -508,21 +537,24 @@ def scan_records(scan: CsvScan, end: int) -> None:
     block = bytes(scan.pending[:end])
     del scan.pending[:end]
     if not scan.names and block:
-        scan.names, block = take_header(block, scan.model)
+        scan.names, block = take_header(block, scan.needed)
     if not block.strip(b"\r\n"):
         return
-    matrix = read_numbers(block, scan.names, scan.model, scan.rows + 1)
-    scan.rows += len(matrix)
+    numbers = read_numbers(block, scan.names, scan.needed, scan.model, scan.rows + 1)
+    rows = make_rows(numbers, [], scan.model, scan.rule)
+    scan.rows += len(numbers)
     if scan.rows > scan.limits.max_rows:
         check_count(scan.rows, scan.limits.max_rows)
-    scan.numbers.write(matrix.data)
+    scan.numbers.write(rows.matrix.data)
+    if rows.amounts is not None:
+        scan.amounts.write(rows.amounts.tobytes())
 
 # %% ../nbs/26_api.ipynb #66937ba1
-def check_header(line: bytes, model: Model) -> list[str]:
-    """The names in the first `line` of a CSV; raises `Problem` unless they fit `model`."""
+def check_header(line: bytes, needed: Sequence[str]) -> list[str]:
+    """The names in the first `line` of a CSV; raises `Problem` unless they have each of `needed` once."""
     names = read_fields(line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
-    errors = [cell_error(None, name, "", "is missing") for name in model.inputs if name not in names]
-    errors += [cell_error(None, name, "", "is there twice") for name in model.inputs if names.count(name) > 1]
+    errors = [cell_error(None, name, "", "is missing") for name in needed if name not in names]
+    errors += [cell_error(None, name, "", "is there twice") for name in needed if names.count(name) > 1]
     errors += [
         cell_error(None, name, "", "would be overwritten") for name in ("probability", "decision") if name in names
     ]
@@ -532,10 +564,10 @@ def check_header(line: bytes, model: Model) -> list[str]:
     return names
 
 # %% ../nbs/26_api.ipynb #7411a5e8
-def take_header(block: bytes, model: Model) -> tuple[list[str], bytes]:
+def take_header(block: bytes, needed: Sequence[str]) -> tuple[list[str], bytes]:
     """The names in the first line of `block`, and the rest of it; raises `Problem`."""
     first = block.find(b"\n") + 1 or len(block)
-    return check_header(block[:first], model), block[first:]
+    return check_header(block[:first], needed), block[first:]
 
 # %% ../nbs/26_api.ipynb #0a9396b3
 def scored_blocks(
@@ -545,10 +577,9 @@ def scored_blocks(
 
     `seen` is called with the probabilities of each block and the number of alerts among them.
     """
-    model, threshold = scan.model, threshold_of(scan.model, options)
-    width = 4 * len(model.inputs)
-    scan.text.seek(0)
-    scan.numbers.seek(0)
+    model, width = scan.model, 4 * len(scan.model.inputs)
+    for file in (scan.text, scan.numbers, scan.amounts):
+        file.seek(0)
     rows, rest, header = 0, b"", True
     if kind == "json":
         yield answer_json([], model, options)[:-2]
@@ -564,8 +595,10 @@ def scored_blocks(
         if records:
             matrix = np.frombuffer(scan.numbers.read(width * len(records)), np.float32).reshape(len(records), -1)
             probabilities = predict_matrix(model.session, matrix)
-            seen(probabilities, int((probabilities >= threshold).sum()))
-            yield score_block(records, matrix, probabilities.tolist(), scan, options, kind, rows)
+            amounts = np.frombuffer(scan.amounts.read(8 * len(records))) if scan.rule.amount else None
+            alerts = scan.rule.alerts(probabilities, amounts)
+            seen(probabilities, int(alerts.sum()))
+            yield score_block(records, matrix, (probabilities.tolist(), alerts.tolist()), scan, options, kind, rows)
             rows += len(records)
     if rows != scan.rows:
         raise RuntimeError(f"{scan.rows} rows were checked, {rows} answered")
@@ -576,21 +609,20 @@ def scored_blocks(
 def score_block(
     records: list[bytes],
     matrix: np.ndarray,
-    probabilities: list[float],
+    decided: tuple[list[float], list[bool]],
     scan: CsvScan,
     options: Options,
     kind: str,
     before: int,
 ) -> bytes:
-    """The part of the answer for `records`, their inputs `matrix` and `probabilities`, after `before` rows."""
+    """The part of the answer for `records`, their inputs `matrix`, probabilities and alerts, after `before` rows."""
     if kind == "csv":
-        threshold = threshold_of(scan.model, options)
-        ends = [b",%a,%b\n" % (one, b"alert" if one >= threshold else b"pass") for one in probabilities]
+        ends = [b",%a,%b\n" % (one, b"alert" if alert else b"pass") for one, alert in zip(*decided, strict=True)]
         return b"".join(chain.from_iterable(zip(records, ends, strict=True)))
     place = next((scan.names.index(name) for name in ID_NAMES if name in scan.names), None)
     numbers = range(before + 1, before + 1 + len(records))
     ids = list(numbers) if place is None else [read_fields(record)[place] for record in records]
-    answers = describe_rows(Rows(matrix, ids), probabilities, scan.model, options)
+    answers = describe_rows(Rows(matrix, ids), *decided, scan.model, options)
     if kind == "ndjson":
         return answer_rows(answers, "ndjson")
     return (b", " if before else b"") + json.dumps(answers).encode()[1:-1]

@@ -410,7 +410,7 @@ def score(
     ] = None,
     model: Annotated[str, typer.Option(help="The folder of the model bundle; path or s3://.")] = "models/main",
     threshold: Annotated[
-        float | None, typer.Option(help="Alert from this probability on. Default: the evaluation's.")
+        float | None, typer.Option(help="Alert from this probability on. Default: as the evaluation decided.")
     ] = None,
     scheduler: Annotated[
         str | None,
@@ -507,12 +507,12 @@ def drift(
     """Say which values have drifted away from the model's training rows. Exit code 3: some have."""
     from fraudnb.drift import check_drift, verdict_sentence, write_drift
     from fraudnb.schema import InputError
-    from fraudnb.score import bundle_at, decision_threshold
+    from fraudnb.score import bundle_at, decision_rule
 
     if out is not None and out.suffix not in (".html", ".json"):
         raise InputError(f"{out} would have to be HTML or JSON: give it a name that ends in .html or .json.")
     bundle = bundle_at(model)
-    found = check_drift(input, bundle, decision_threshold(bundle), reference, alpha, tolerated)
+    found = check_drift(input, bundle, decision_rule(bundle), reference, alpha, tolerated)
     if out is not None:
         write_drift(found, input, out)
     print(json.dumps(found, indent=1) if as_json else f"{drift_table(found)}{verdict_sentence(found)}")

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CALIBRATED_LEVEL', 'MAIN_METRICS', 'scores_ranking', 'joint_cells', 'tails', 'paired_differences', 'merged_view',
            'draw_masses', 'interval', 'Result', 'read_result', 'read_json', 'notebook_parameters', 'failed_cell',
-           'model_folder', 'match_rows', 'Gate', 'make_gate', 'decisions_of', 'number', 'metric_rows', 'plain_metrics',
-           'find_verdict', 'changed_sides', 'curve_points', 'changed_values', 'safe_text', 'changes', 'compare',
-           'describe_result', 'judge', 'result_of', 'git', 'find_revision', 'worktree', 'reproduce', 'show', 'code',
-           'table', 'metric_table', 'verdict_sentence', 'gate_row', 'problem_sentence', 'fold', 'sides_table',
-           'confusion_tables', 'curves_chart', 'changes_text', 'to_markdown', 'missing_sentence']
+           'model_folder', 'match_rows', 'Gate', 'make_gate', 'decisions_of', 'as_decided', 'measure',
+           'measured_differences', 'number', 'metric_rows', 'plain_metrics', 'find_verdict', 'changed_sides',
+           'curve_points', 'changed_values', 'safe_text', 'changes', 'compare', 'describe_result', 'judge', 'result_of',
+           'git', 'find_revision', 'worktree', 'reproduce', 'show', 'code', 'table', 'metric_table', 'verdict_sentence',
+           'gate_row', 'problem_sentence', 'fold', 'sides_table', 'confusion_tables', 'curves_chart', 'changes_text',
+           'to_markdown', 'missing_sentence']
 
 # %% ../nbs/15_compare.ipynb #68893043
 import json
@@ -20,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +38,7 @@ from fraudnb.metrics import (
     merge_rows,
     rank_rows,
     smaller_is_better,
+    with_decisions,
 )
 from .runs import execution_notes, read_cells, read_parameters, run_seconds, running_cell
 from .schema import InputError, read_about
@@ -269,7 +271,37 @@ def decisions_of(base: Result, head: Result) -> list[Decision]:
     known = head if head.scores is not None else base
     values, days = known.parameters.get("04_evaluate", {}), known.metrics.get("test_days") or 1.0
     cost, budgets = float(values.get("review_cost", 5.0)), tuple(values.get("alert_budgets", ()))
-    return [Decision(one.threshold, cost, float(days), budgets) for one in (base, head)]
+    recovery = float(values.get("recovery_rate", 1.0))
+    return [Decision(one.threshold, cost, float(days), budgets, recovery) for one in (base, head)]
+
+# %% ../nbs/15_compare.ipynb #259577cc
+def as_decided(scores: pd.DataFrame, decision: Decision) -> tuple[pd.DataFrame, Decision]:
+    """`scores` with 1 as the probability of each alert and 0 of all others; and `decision` with a threshold between.
+
+    Alerts are those of the column `alert`, or without one the rows from the threshold of `decision` on.
+    """
+    alert = scores["alert"] if "alert" in scores else scores["probability"] >= decision.threshold
+    return scores.assign(probability=alert.astype(float)), replace(decision, threshold=0.5)
+
+# %% ../nbs/15_compare.ipynb #dcd363ff
+def measure(scores: pd.DataFrame, decision: Decision) -> dict[str, float]:
+    """All metrics of `scores` under `decision`, those of decisions by the column `alert` if there is one."""
+    values = all_metrics(scores_ranking(scores), decision)
+    if "alert" not in scores:
+        return values
+    decided, at_half = as_decided(scores, decision)
+    return with_decisions(values, all_metrics(scores_ranking(decided), at_half))
+
+# %% ../nbs/15_compare.ipynb #2033f878
+def measured_differences(
+    pair: Sequence[pd.DataFrame], decisions: Sequence[Decision], resamples: int
+) -> dict[str, np.ndarray]:
+    """As `paired_differences`, by the alerts that were raised where one of the `pair` decides by amount."""
+    found = paired_differences(pair, decisions, resamples)
+    if not any("alert" in scores for scores in pair):
+        return found
+    decided = [as_decided(*one) for one in zip(pair, decisions, strict=True)]
+    return with_decisions(found, paired_differences(*zip(*decided, strict=True), resamples))
 
 # %% ../nbs/15_compare.ipynb #32258f10
 def number(value: Any, digits: int = 6) -> float | None:
@@ -287,12 +319,12 @@ def metric_rows(base: Result, head: Result, gate: Gate, paired: bool = True) -> 
     """
     decisions, values = decisions_of(base, head), []
     for one, decision in zip((base, head), decisions, strict=True):
-        values.append(all_metrics(scores_ranking(one.scores), decision) if one.scores is not None else {})
+        values.append(measure(one.scores, decision) if one.scores is not None else {})
         values[-1] |= {name: one.metrics[name] for name in plain_metrics(one.metrics) if name not in values[-1]}
     bounds: dict[str, tuple[float, float]] = {}
     if paired and base.scores is not None and head.scores is not None:
         pair = match_rows(base.scores, head.scores)
-        differences, frauds = paired_differences(pair, decisions, gate.resamples), int(pair[0]["label"].sum())
+        differences, frauds = measured_differences(pair, decisions, gate.resamples), int(pair[0]["label"].sum())
         bounds = {name: interval(drawn, frauds) for name, drawn in differences.items()}
     return [
         {
@@ -334,9 +366,8 @@ def changed_sides(pair: Sequence[pd.DataFrame], decisions: Sequence[Decision], m
 
     Counts and amounts are weighted.
     """
-    alerts = [
-        one["probability"].to_numpy() >= decision.threshold for one, decision in zip(pair, decisions, strict=True)
-    ]
+    decided = [as_decided(*one)[0] for one in zip(pair, decisions, strict=True)]
+    alerts = [one["probability"].to_numpy() == 1 for one in decided]
     fraud, rows = pair[0]["label"].to_numpy() == 1, pair[0]
     kinds = {
         "frauds_caught": fraud & alerts[1] & ~alerts[0],
@@ -434,17 +465,22 @@ def compare(base: Result, head: Result, gate: Gate) -> dict[str, Any]:
 
 # %% ../nbs/15_compare.ipynb #88b38e04
 def describe_result(result: Result) -> dict[str, Any]:
-    """Name, threshold, confusion matrix (None without scores) and problem of `result`, safe to show."""
-    matrix = None
+    """Name, threshold, confusion matrix (None without scores) and problem of `result`, safe to show.
+
+    The threshold is None where the run decides by amount.
+    """
+    matrix, threshold = None, number(result.threshold)
     if result.scores is not None:
-        counts = confusion_matrix(scores_ranking(result.scores), result.threshold)
+        decided, decision = as_decided(result.scores, Decision(result.threshold, 0.0, 1.0))
+        counts = confusion_matrix(scores_ranking(decided), decision.threshold)
+        threshold = None if "alert" in result.scores else threshold
         matrix = [[number(one) for one in row] for row in counts]
     problem = {
         name: value if isinstance(value, int) else safe_text(value, 200) for name, value in result.problem.items()
     }
     return {
         "name": safe_text(result.name),
-        "threshold": number(result.threshold),
+        "threshold": threshold,
         "confusion": matrix,
         "problem": problem,
     }
@@ -589,8 +625,9 @@ def verdict_sentence(comparison: Mapping[str, Any]) -> str:
     if kind == "not_comparable":
         return f"**Not comparable:** {code(comparison['reason'])}. Neither run can be called the better one."
     if kind == "same":
-        moved = comparison["base"]["threshold"] != comparison["head"]["threshold"]
-        which = "only the threshold differs" if moved else "nothing has changed"
+        moved = any(comparison["base"][name] != comparison["head"][name] for name in ("threshold", "confusion"))
+        single = None not in (comparison["base"]["threshold"], comparison["head"]["threshold"])
+        which = f"only the {'threshold' if single else 'rule of decision'} differs" if moved else "nothing has changed"
         return f"**The same model:** head gives each of {on}, the probability that base gives it; {which}."
     name = row["name"].replace("_", " ")
     by = (
@@ -645,7 +682,8 @@ def sides_table(sides: Mapping[str, Any]) -> str:
 def confusion_tables(comparison: Mapping[str, Any]) -> str:
     """The confusion matrices of base and head side by side."""
     cells = [comparison[side]["confusion"] for side in ("base", "head")]
-    thresholds = [show(comparison[side]["threshold"]) for side in ("base", "head")]
+    thresholds = [comparison[side]["threshold"] for side in ("base", "head")]
+    thresholds = ["by amount" if one is None else show(one) for one in thresholds]
     rows = [
         [truth, *(show(matrix[place][alert]) for matrix in cells for alert in (0, 1))]
         for place, truth in enumerate(("genuine", "fraud"))

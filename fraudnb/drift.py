@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from .model import Model, input_matrix
+from .rule import Rule
 from .schema import InputError, Schema, atomic_path
 
 # %% ../nbs/32_drift.ipynb #d804e839
@@ -207,15 +208,15 @@ def find_drift(reference: Mapping[str, Any], current: Spread, alpha: float, tole
 def check_drift(
     source: str,
     model: Model,
-    threshold: float,
+    rule: Rule,
     reference: str | None = None,
     alpha: float = 0.05,
     tolerated: float = 0.1,
 ) -> dict[str, Any]:
     """What has drifted in the transactions at `source`, against those at `reference` or what the card remembers.
 
-    Returns {"rows", "alert_rate", "reference_alert_rate", "alpha", "tolerated", "drifted": [names],
-    "findings": [...]} as JSON. Raises `InputError`.
+    Alerts are by `rule`. Returns {"rows", "alert_rate", "reference_alert_rate", "alpha", "tolerated",
+    "drifted": [names], "findings": [...]} as JSON. Raises `InputError`.
     """
     from fraudnb.score import local_input, read_blocks, score_blocks, some_rows
 
@@ -225,9 +226,9 @@ def check_drift(
         known = card_reference(model)
     else:
         with local_input(reference) as path:
-            known = table_reference(some_rows(score_blocks(read_blocks(path), model, threshold)), model)
+            known = table_reference(some_rows(score_blocks(read_blocks(path), model, rule)), model)
     with local_input(source) as path:
-        current = spread_of(some_rows(score_blocks(read_blocks(path), model, threshold)), model, known)
+        current = spread_of(some_rows(score_blocks(read_blocks(path), model, rule)), model, known)
     findings = find_drift(known, current, alpha, tolerated)
     return {
         "rows": current.rows,

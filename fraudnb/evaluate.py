@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['plot_confusion', 'plot_curves', 'calibration_table', 'plot_calibration', 'plot_cost', 'plot_gap', 'evaluated_models',
-           'predict_uncalibrated', 'rank_table', 'flat_metrics', 'threshold_curve', 'score_reference']
+           'predict_uncalibrated', 'rank_table', 'threshold_of_loss', 'rank_decisions', 'flat_metrics',
+           'threshold_curve', 'score_reference']
 
 # %% ../nbs/04_evaluate.ipynb #d0f73cca
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,11 @@ from fraudnb.metrics import (
     merge_rows,
     rank_rows,
     threshold_of_cut,
+    with_decisions,
 )
 from .model import Model, ModelError, input_matrix, load_model, predict_probability, to_json
-from .quality import alert_by_amount, row_columns, savings
+from .quality import row_columns, savings
+from .rule import Rule, rule_of
 from .runs import as_number, check_running, project_path, record_numbers
 from .schema import InputError, Schema, atomic_path, read_table, write_table
 
@@ -174,6 +178,25 @@ def rank_table(
     loss = np.full(len(table), missed_cost) if missed_cost else table[schema.amount].to_numpy()
     return rank_rows(table[schema.label].to_numpy(), probability, weight, loss), float(days)
 
+# %% ../nbs/04_evaluate.ipynb #e7377cf2
+def threshold_of_loss(review_cost: float, missed_cost: float, recovery_rate: float = 1.0) -> float:
+    """The probability from which looking is worth its cost when a missed fraud loses `missed_cost`; above 1 if none."""
+    saved = missed_cost * recovery_rate
+    return min(review_cost / saved, 1 + 1e-6) if saved else 1 + 1e-6
+
+# %% ../nbs/04_evaluate.ipynb #d80254ac
+def rank_decisions(
+    table: pd.DataFrame, probability: np.ndarray, rule: Rule, schema: Schema, missed_cost: float = 0.0
+) -> tuple[Ranking, float]:
+    """A ranking of `table`'s rows, and the threshold in it from which they are alerts by `rule`.
+
+    By `probability` for a single threshold; for a rule by amount, the alerts (1) before the others (0).
+    """
+    if not rule.amount:
+        return rank_table(table, probability, schema, missed_cost)[0], rule.threshold
+    alert = rule.alerts(probability, table[schema.amount].to_numpy())
+    return rank_table(table, alert.astype(float), schema, missed_cost)[0], 0.5
+
 # %% ../nbs/04_evaluate.ipynb #e88a6b24
 def flat_metrics(
     values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], on_valid: Mapping[str, float]
@@ -205,8 +228,11 @@ def threshold_curve(
     return [dict(zip(columns, map(as_number, row), strict=True)) for row in zip(*columns.values(), strict=True)]
 
 # %% ../nbs/04_evaluate.ipynb #f9900ea8
-def score_reference(ranking: Ranking, threshold: float) -> dict[str, Any]:
-    """The spread of probabilities and the share of alerts, for the card: {"rows", "columns", "alerts"}."""
+def score_reference(ranking: Ranking, decided: Ranking, level: float) -> dict[str, Any]:
+    """The spread of probabilities and the share of alerts, for the card: {"rows", "columns", "alerts"}.
+
+    Alerts are counted in the ranking `decided`, of the same rows, from `level` on (`rank_decisions`).
+    """
     summary = summarise(ranking.probability[:, None].astype(np.float32), ["probability"], ranking.weight)
-    alerts = ranking.weight @ (ranking.probability >= threshold) / ranking.weight.sum()
+    alerts = decided.weight @ (decided.probability >= level) / decided.weight.sum()
     return summary | {"alerts": float(alerts)}

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .model import Model, ModelError, check_self_test, load_model
+from .rule import needed_columns, rule_of
 
 # %% ../nbs/28_live.ipynb #5d9aebda
 log = logging.getLogger("fraudnb.live")
@@ -28,8 +29,9 @@ def check_successor(model: Model, served: Model | None) -> None:
         log.warning("model has no self-test", extra={"fields": {"sha256": model.card["sha256"]}})
     if served is None:
         return
+    needed = [set(needed_columns(one.inputs, rule_of(one.card))) for one in (model, served)]
     for what, new, old in (
-        ("columns", set(model.inputs), set(served.inputs)),
+        ("columns", *needed),
         ("amount column", model.card["schema"].get("amount"), served.card["schema"].get("amount")),
     ):
         if new != old:

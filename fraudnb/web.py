@@ -7,8 +7,9 @@ __all__ = ['log', 'SESSION', 'POLICY', 'SMALL', 'KINDS', 'PAGE', 'SCORED_KINDS',
            'SCORED_ROW', 'SCORED', 'API', 'JsonLines', 'start_logging', 'ScoreHistogram', 'Metrics',
            'proportional_memory', 'Service', 'same_secret', 'Secured', 'Checked', 'as_problem', 'Guard', 'NotFound',
            'ScoreHead', 'ScoreBody', 'ScoreJson', 'ScoreStream', 'Score', 'ModelCard', 'public_card', 'Health', 'Ready',
-           'Measures', 'html_page', 'Login', 'score_call', 'refusal', 'openapi', 'row_list', 'wrapped', 'query',
-           'row_schemas', 'csv_example', 'OpenApi', 'ApiPage', 'api_html', 'CappedServer']
+           'Measures', 'html_page', 'Login', 'score_call', 'served_rule', 'threshold_words', 'refusal', 'openapi',
+           'scored_schema', 'row_list', 'wrapped', 'query', 'row_schemas', 'csv_example', 'OpenApi', 'ApiPage',
+           'api_html', 'CappedServer']
 
 # %% ../nbs/29_web.ipynb #78f85d1e
 import asyncio
@@ -48,6 +49,7 @@ from fraudnb.api import (
     answer_json,
     answer_rows,
     choose_answer,
+    decision_rule,
     json_rows,
     parquet_to_csv,
     problem_json,
@@ -55,11 +57,11 @@ from fraudnb.api import (
     read_options,
     score_rows,
     scored_blocks,
-    threshold_of,
     unpack,
 )
 from .live import ModelHolder
 from .model import Model
+from .rule import Rule, needed_columns, rule_of
 
 # %% ../nbs/29_web.ipynb #f737874f
 log = logging.getLogger("fraudnb.web")
@@ -335,13 +337,13 @@ class ScoreHead(Guard):
             raise Problem(405, "Not this method", "Transactions are sent by POST.")
         self.read_headers()
         self.model, limits = self.service.model(), self.service.limits
-        threshold_of(self.model, self.options)
+        self.rule = decision_rule(self.model, self.options)
         self.request.connection.set_body_timeout(limits.max_seconds)
         self.request.connection.set_max_body_size(self.most)
         if not self.small:
             self.places.enter_context(self.service.place(self.request.remote_ip))
         if self.kind == "csv":
-            self.scan = self.places.enter_context(contextlib.closing(CsvScan(self.model, limits)))
+            self.scan = self.places.enter_context(contextlib.closing(CsvScan(self.model, self.rule, limits)))
         if self.kind == "parquet":
             self.file = self.places.enter_context(tempfile.TemporaryFile())
 
@@ -404,7 +406,8 @@ class ScoreJson(ScoreBody):
 
     def score_json(self) -> bytes:
         """The answer to a JSON body."""
-        rows = json_rows(read_json_body(bytes(self.body)), self.model, self.service.limits.max_rows)
+        content, most = read_json_body(bytes(self.body)), self.service.limits.max_rows
+        rows = json_rows(content, self.model, self.rule, most)
         self.check_reasons(len(rows.ids))
         answers = score_rows(rows, self.model, self.options)
         probabilities = np.array([one["probability"] for one in answers])
@@ -439,7 +442,8 @@ class ScoreStream(ScoreJson):
     async def answer_stream(self) -> None:
         """Send what was made of the body, block by block."""
         if self.file:
-            self.scan = self.places.enter_context(contextlib.closing(CsvScan(self.model, self.service.limits)))
+            scan = CsvScan(self.model, self.rule, self.service.limits)
+            self.scan = self.places.enter_context(contextlib.closing(scan))
             await self.in_thread(self.read_parquet)
         await self.in_thread(self.scan.finish)
         self.check_reasons(self.scan.rows)
@@ -605,11 +609,26 @@ def score_call(model: Model | None) -> dict[str, Any]:
         "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
     }
     options = [
-        query("threshold", {"type": "number", "minimum": 0, "maximum": 1}, "Decide at this probability."),
+        query("threshold", {"type": "number", "minimum": 0, "maximum": 1}, threshold_words(served_rule(model))),
         query("reasons", {"type": "integer", "minimum": 0, "maximum": 99}, "Reasons a row, the weightiest first."),
     ]
     about = {"summary": "Score transactions", "operationId": "score", "parameters": options}
     return about | {"requestBody": {"required": True, "content": body}}
+
+# %% ../nbs/29_web.ipynb #371a44ca
+def served_rule(model: Model | None) -> Rule | None:
+    """The rule that `model` decides by; None if there is no model, or it was not evaluated."""
+    return rule_of(model.card) if model else None
+
+# %% ../nbs/29_web.ipynb #f4c39d12
+def threshold_words(rule: Rule | None) -> str:
+    """What the option of a threshold does where `rule` is the model's own."""
+    if not (rule and rule.amount):
+        return "Decide at this probability."
+    return (
+        f"Decide at this probability. By default, an alert is when probability times {rule.amount} times "
+        f"{rule.recovery_rate:g} is at least {rule.review_cost:g}."
+    )
 
 # %% ../nbs/29_web.ipynb #92b037e4
 def refusal(status: int) -> dict[str, Any]:
@@ -651,7 +670,7 @@ def openapi(model: Model | None, token: bool) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "fraudnb", "version": "1", "description": "Probabilities of fraud for card transactions."},
         "paths": paths,
-        "components": {"schemas": {"Problem": PROBLEM, "Scored": SCORED}},
+        "components": {"schemas": {"Problem": PROBLEM, "Scored": scored_schema(served_rule(model))}},
     }
     if token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -705,6 +724,14 @@ SCORED = {
     },
 }
 
+# %% ../nbs/29_web.ipynb #2fa27ac4
+def scored_schema(rule: Rule | None) -> dict[str, Any]:
+    """The schema of an answer by a model that decides by `rule`."""
+    if not (rule and rule.amount):
+        return SCORED
+    decided = {"threshold": {"type": ["number", "null"]}, "policy": {"type": "object"}}
+    return SCORED | {"properties": SCORED["properties"] | decided}
+
 # %% ../nbs/29_web.ipynb #dd840136
 def row_list(row: dict[str, Any]) -> dict[str, Any]:
     """The schema of a list of rows."""
@@ -728,13 +755,14 @@ def row_schemas(model: Model | None) -> tuple[dict[str, Any], dict[str, Any], di
     schema, quantiles = model.card["schema"], model.card.get("reference_quantiles", {})
     optional = schema.get("features", []) if model.card.get("data", {}).get("missing") == "keep" else []
     row, columns, example = {"id": NUMBER_OR_TEXT}, {}, {"id": "a1"}
-    for name in model.inputs:
+    needed = needed_columns(model.inputs, served_rule(model))
+    for name in needed:
         number: dict[str, Any] = {"type": ["number", "null"] if name in optional else "number"}
         number |= {"minimum": 0 if name == schema.get("amount") else -3e38, "maximum": 3e38}
         row[name], columns[name] = number, {"type": "array", "minItems": 1, "items": number}
         levels = quantiles.get(name) or [0.0]
         example[name] = levels[len(levels) // 2]
-    fixed = {"type": "object", "required": list(model.inputs), "additionalProperties": False}
+    fixed = {"type": "object", "required": list(needed), "additionalProperties": False}
     return fixed | {"properties": row}, fixed | {"properties": columns}, example
 
 # %% ../nbs/29_web.ipynb #9a7f3a95

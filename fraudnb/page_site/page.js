@@ -80,7 +80,10 @@ async function indexRecords(blob, amountName, progress) {
   let header = null, amountAt = -1, headerBytes = [];
   let current = new Uint8Array(FIELD_BYTES), previous = new Uint8Array(FIELD_BYTES), used = 0, usedBefore = 0;
   let quoted = false, field = 0, position = 0, amount = NaN, content = false;
-  const number = (bytes, length) => Number(String.fromCharCode(...bytes.subarray(0, length)));
+  const number = (bytes, length) => {
+    const text = String.fromCharCode(...bytes.subarray(0, length)).replaceAll('"', "");
+    return text === "" ? NaN : Number(text);
+  };
   const endRecord = (after) => {
     if (!content) { starts[starts.length - 1] = after; return; }
     if (!header) {
@@ -153,8 +156,8 @@ async function findRows(table, query, stopped) {
   return found;
 }
 
-// The answer's CSV with the decisions of another threshold: the last field of each record is written anew.
-async function withDecisions(table, threshold) {
+// The answer's CSV with other decisions: the last field of each record is written anew.
+async function withDecisions(table, isAlert) {
   const parts = [table.blob.slice(0, table.starts[1])], decoder = new TextDecoder("latin1");
   const last = table.starts.length - 2;
   for (let row = 0; row < last; ) {
@@ -164,7 +167,7 @@ async function withDecisions(table, threshold) {
     for (; row < until; row += 1) {
       const line = text.slice(table.starts[row + 1] - begin, table.starts[row + 2] - begin);
       const end = line.endsWith("\r\n") ? "\r\n" : "\n";
-      lines.push(line.slice(0, line.lastIndexOf(",") + 1), table.probabilities[row] >= threshold ? "alert" : "pass", end);
+      lines.push(line.slice(0, line.lastIndexOf(",") + 1), isAlert(row) ? "alert" : "pass", end);
     }
     parts.push(Uint8Array.from(lines.join(""), (character) => character.charCodeAt(0)));
   }
@@ -226,7 +229,7 @@ function makeKernel(model, onState) {
 function postFile(url, file, threshold, onSent) {
   return new Promise((done, fail) => {
     const request = new XMLHttpRequest();
-    request.open("POST", `${url}?threshold=${threshold}`);
+    request.open("POST", threshold === null ? url : `${url}?threshold=${threshold}`);
     const parquet = /\.(parquet|pq)$/i.test(file.name);
     request.setRequestHeader("Content-Type", parquet ? "application/vnd.apache.parquet" : "text/csv");
     request.setRequestHeader("Accept", "text/csv");
@@ -259,7 +262,7 @@ async function scoreFile(state, file, onStep) {
   if (state.facts.api) {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        return await postFile(state.facts.api, file, state.threshold, (sent) => onStep(sent === 1 ? "Scoring" : "Sending", sent));
+        return await postFile(state.facts.api, file, state.asked, (sent) => onStep(sent === 1 ? "Scoring" : "Sending", sent));
       } catch (problem) {
         if (!problem.again || attempt === 4) throw problem;
         onStep("The server is busy; waiting for it", null);
@@ -272,7 +275,7 @@ async function scoreFile(state, file, onStep) {
   }
   onStep("Scoring", null);
   const bytes = new DataView(await file.arrayBuffer());
-  const answer = await state.ask("file", { name: file.name, threshold: state.threshold }, [bytes], 300);
+  const answer = await state.ask("file", { name: file.name, threshold: state.asked }, [bytes], 300);
   return new Blob(answer.buffers, { type: "text/csv" });
 }
 
@@ -305,10 +308,18 @@ function problemTable(problem) {
 const failure = (title, problem) => [
   h("div", { class: "notice bad" }, h("b", {}, title), h("p", {}, problem.message)), problemTable(problem)];
 
-function verdict(probability, threshold) {
-  const alert = probability >= threshold;
-  return h("p", { class: `verdict ${alert ? "alert" : "pass"}` },
-    alert ? "▲ Alert: look at it" : "✓ Pass", h("span", { class: "hint" }, `${percent(probability)} is ${alert ? "at or above" : "below"} the threshold of ${percent(threshold)}`));
+// The decision by one threshold for all or, where `rule` is one, by the amount; the same sum as in Python.
+function decides(probability, amount, threshold, rule) {
+  return rule ? probability * amount * rule.recovery_rate >= rule.review_cost : probability >= threshold;
+}
+
+function verdict(probability, amount, threshold, rule) {
+  const alert = decides(probability, amount, threshold, rule), side = `${percent(probability)} is ${alert ? "at or above" : "below"}`;
+  const own = rule && rule.review_cost && rule.review_cost / (rule.recovery_rate * amount);
+  const why = !rule ? `${side} the threshold of ${percent(threshold)}`
+    : own > 1 ? `No probability makes a review worth its cost for an amount of ${money(amount)}`
+    : `${side} ${percent(own)}, the threshold for an amount of ${money(amount)}`;
+  return h("p", { class: `verdict ${alert ? "alert" : "pass"}` }, alert ? "▲ Alert: look at it" : "✓ Pass", h("span", { class: "hint" }, why));
 }
 
 // -- the header
@@ -381,11 +392,12 @@ function oneTab(state) {
   });
   const show = () => {
     if (!scored) return empty();
-    const amount = Number(scored.row[facts.amount]);
+    const amount = Number(scored.row[facts.amount]), { rule } = state;
+    const review = rule ? `; a review costs ${money(rule.review_cost)}${rule.recovery_rate < 1 ? ` and recovers ${share(rule.recovery_rate)} of it` : ""}` : "";
     fill(result, h("h2", { style: "margin-top:0" }, "Result"),
       h("div", {}, h("span", { class: "big", "data-probability": scored.probability }, percent(scored.probability)), " probability of fraud"),
-      verdict(scored.probability, state.threshold),
-      Number.isFinite(amount) ? h("p", {}, "Expected loss if it passes: ", h("b", {}, money(scored.probability * amount)), h("span", { class: "hint" }, "probability × amount")) : null,
+      verdict(scored.probability, amount, state.threshold, rule),
+      Number.isFinite(amount) ? h("p", {}, "Expected loss if it passes: ", h("b", {}, money(scored.probability * amount)), h("span", { class: "hint" }, `probability × amount${review}`)) : null,
       h("h2", {}, "What it rests on"),
       h("p", { class: "quiet" }, "How the probability would change if one value were typical. ▲ raises it, ▼ (striped) lowers it."),
       reasonsList(scored.reasons));
@@ -403,7 +415,7 @@ function oneTab(state) {
     const row = Object.fromEntries(Object.entries(values()).map(([name, text]) => [name, Number(text.trim().replace(",", "."))]));
     const late = setTimeout(() => fill(result, h("p", {}, h("span", { class: "spin" }), " Scoring …")), 300);
     try {
-      scored = { ...(await state.ask("row", { row, threshold: state.threshold })), row };
+      scored = { ...(await state.ask("row", { row, threshold: state.asked })), row };
       clearTimeout(late);
       show();
       if (window.innerWidth <= 960) result.scrollIntoView({ block: "nearest" }); // there it is below the form
@@ -437,13 +449,13 @@ function oneTab(state) {
 
 // -- second tab: a file
 
-function histogram(table, threshold) {
+function histogram(table, threshold) { // null: there is no one threshold
   const bins = new Array(20).fill(0);
   for (const probability of table.probabilities) bins[Math.min(19, Math.floor(20 * probability))] += 1;
   const most = Math.log10(1 + Math.max(...bins)), width = 600, height = 150;
   const bars = bins.map((count, at) => {
     const tall = count ? Math.max(2, (height * Math.log10(1 + count)) / most) : 0;
-    return h("rect", { x: 40 + at * 27, y: 10 + height - tall, width: 24, height: tall, class: (at + 1) / 20 > threshold ? "above" : "below" },
+    return h("rect", { x: 40 + at * 27, y: 10 + height - tall, width: 24, height: tall, class: threshold !== null && (at + 1) / 20 > threshold ? "above" : "below" },
       h("title", {}, `${5 * at} to ${5 * at + 5} %: ${whole(count)} rows`));
   });
   const x = 40 + 540 * threshold;
@@ -451,8 +463,8 @@ function histogram(table, threshold) {
   const label = `Histogram of probabilities: ${bins.map((count, at) => [count, at]).filter(([count]) => count).map(([count, at]) => `${5 * at} to ${5 * at + 5} %: ${count}`).join("; ")}`;
   return h("svg", { viewBox: `0 0 ${width} ${height + 50}`, role: "img", "aria-label": label },
     bars, h("line", { x1: 40, x2: 580, y1: height + 10, y2: height + 10, class: "axis" }), ticks,
-    h("line", { x1: x, x2: x, y1: 4, y2: height + 10, class: "here" }),
-    h("text", { x: x > 300 ? x - 4 : x + 4, y: 14, "text-anchor": x > 300 ? "end" : "start" }, "threshold"),
+    threshold === null ? null : [h("line", { x1: x, x2: x, y1: 4, y2: height + 10, class: "here" }),
+      h("text", { x: x > 300 ? x - 4 : x + 4, y: 14, "text-anchor": x > 300 ? "end" : "start" }, "threshold")],
     h("text", { x: 310, y: height + 45, "text-anchor": "middle" }, "probability of fraud (height of bars: logarithm of the number of rows)"));
 }
 
@@ -485,7 +497,7 @@ function fileTab(state) {
       const answer = await scoreFile(state, file, step);
       const found = await indexRecords(answer, facts.amount, (done) => step("Sorting", done));
       if (mine !== turn) return;
-      table = Object.assign(found, { name: file.name });
+      table = Object.assign(found, { name: file.name, priced: found.amounts.every(Number.isFinite) });
       table.byRisk = Uint32Array.from(table.probabilities.keys()).sort((one, other) => table.probabilities[other] - table.probabilities[one]);
       order = table.byRisk;
       [page, query] = [0, ""];
@@ -497,10 +509,15 @@ function fileTab(state) {
     input.value = "";
   }
 
+  // a file that was scored at a chosen threshold may lack amounts; then one threshold is all there is to decide by
+  const ruleHere = () => (table.priced ? state.rule : null);
+  const isAlert = (row) => decides(table.probabilities[row], table.amounts[row], state.threshold, ruleHere());
+
   function summary() {
+    const how = ruleHere() ? `decided by amount: a review costs ${money(ruleHere().review_cost)}` : `at a threshold of ${percent(state.threshold)}`;
     let alerts = 0, held = 0, expected = 0, known = 0;
     table.probabilities.forEach((probability, row) => {
-      const alert = probability >= state.threshold, amount = table.amounts[row];
+      const alert = isAlert(row), amount = table.amounts[row];
       alerts += alert;
       if (!Number.isFinite(amount)) return;
       known += 1;
@@ -509,7 +526,7 @@ function fileTab(state) {
     });
     const box = (value, text) => h("div", {}, h("b", {}, value), text);
     return h("div", { class: "numbers" },
-      box(whole(alerts), `alerts, ${share(alerts / Math.max(1, table.probabilities.length))} of the transactions, at a threshold of ${percent(state.threshold)}`),
+      box(whole(alerts), `alerts, ${share(alerts / Math.max(1, table.probabilities.length))} of the transactions, ${how}`),
       known ? box(money(held), "in the alerts") : null, known ? box(money(expected), "expected fraud in all: sum of probability × amount") : null);
   }
 
@@ -544,7 +561,7 @@ function fileTab(state) {
     if (!table) return;
     const { parts } = table, mine = table;
     fill(parts.summary, summary());
-    fill(parts.histogram, histogram(table, state.threshold));
+    fill(parts.histogram, histogram(table, ruleHere() ? null : state.threshold));
     const rows = [...order.slice(page * PAGE_ROWS, (page + 1) * PAGE_ROWS)];
     const records = await Promise.all(rows.map((row) => readRecord(mine, row)));
     if (mine !== table) return;
@@ -555,7 +572,7 @@ function fileTab(state) {
     fill(parts.rows, rows.length ? h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Scored transactions by risk" },
       h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))),
         h("tbody", {}, rows.map((row, at) => {
-          const id = idAt < 0 ? whole(row + 1) : records[at][idAt], alert = table.probabilities[row] >= state.threshold;
+          const id = idAt < 0 ? whole(row + 1) : records[at][idAt], alert = isAlert(row);
           const line = h("tr", {}, h("th", { scope: "row" }, id), h("td", { class: "number" }, percent(table.probabilities[row])),
             h("td", {}, alert ? "▲ alert" : "✓ pass"),
             h("td", {}, h("button", { type: "button", "aria-label": `Why ${id}`, onclick: () => explain(records[at], id, row, line) }, "Why")),
@@ -575,9 +592,9 @@ function fileTab(state) {
         const text = record[table.header.indexOf(name)];
         return [name, text === "" ? null : Number(text)];
       }));
-      const answer = await state.ask("row", { row: values, threshold: state.threshold });
+      const answer = await state.ask("row", { row: values, threshold: ruleHere() ? null : state.threshold });
       fill(why, h("div", { class: "card" }, h("h2", { style: "margin-top:0" }, `Transaction ${id}`),
-        verdict(table.probabilities[row], state.threshold), reasonsList(answer.reasons)));
+        verdict(table.probabilities[row], table.amounts[row], state.threshold, ruleHere()), reasonsList(answer.reasons)));
       why.scrollIntoView({ block: "nearest" });
     } catch (problem) {
       fill(why, failure("There is no answer why.", problem));
@@ -585,7 +602,7 @@ function fileTab(state) {
   }
 
   async function download() {
-    const blob = await withDecisions(table, state.threshold);
+    const blob = await withDecisions(table, isAlert);
     if (link) URL.revokeObjectURL(link);
     link = URL.createObjectURL(blob);
     h("a", { href: link, download: `${table.name.replace(/(\.(csv|parquet|pq|gz|zip))+$/i, "")}-scored.csv` }).click();
@@ -597,14 +614,14 @@ function fileTab(state) {
 
 // -- third tab: the threshold
 
-function curveChart(curve, threshold) {
+function curveChart(curve, threshold) { // null: there is no one threshold
   const width = 600, height = 180, x = (value) => 40 + 540 * value, y = (value) => 10 + height * (1 - value);
   const line = (at, kind) => h("polyline", { points: curve.filter((point) => point[at] !== null).map((point) => `${x(point[0]).toFixed(1)},${y(point[at]).toFixed(1)}`).join(" "), fill: "none", "stroke-width": 2, class: kind });
   return h("svg", { viewBox: `0 0 ${width} ${height + 50}`, role: "img", "aria-label": "Precision and recall by threshold; the numbers beside the slider say the same" },
     [0, 0.5, 1].map((value) => [h("line", { x1: 40, x2: 580, y1: y(value), y2: y(value), class: "axis", "stroke-width": 0.5 }), h("text", { x: 34, y: y(value) + 4, "text-anchor": "end" }, `${100 * value} %`)]),
     [0, 0.25, 0.5, 0.75, 1].map((value) => h("text", { x: x(value), y: height + 26, "text-anchor": "middle" }, `${100 * value} %`)),
     line(1, "precision-line"), line(2, "recall-line"),
-    h("line", { x1: x(threshold), x2: x(threshold), y1: 6, y2: height + 10, class: "here" }),
+    threshold === null ? null : h("line", { x1: x(threshold), x2: x(threshold), y1: 6, y2: height + 10, class: "here" }),
     h("text", { x: 310, y: height + 44, "text-anchor": "middle" }, "threshold (solid: precision, dashed: recall)"));
 }
 
@@ -612,20 +629,23 @@ function thresholdTab(state) {
   const { facts } = state, curve = facts.curve;
   if (!curve.length) return h("p", {}, "This model was not evaluated, so there is no telling what a threshold would bring. Run 04_evaluate.");
   const numbers = h("div", { class: "numbers", "aria-live": "polite" }), chart = h("div", {});
+  const hint = h("p", { id: "fraudnb-threshold-hint" }), seen = "The numbers are of the model's test, which it had not seen in training.";
   const slider = h("input", { type: "range", id: "fraudnb-threshold", min: "0", max: "1", step: "0.001", "aria-describedby": "fraudnb-threshold-hint" });
   const typed = h("input", { id: "fraudnb-threshold-number", inputmode: "decimal", style: "max-width:10rem" });
   // the curve's last point whose threshold is still reached: alerts are the rows from the threshold on
   const at = (threshold) => curve.findLast((point) => point[0] >= threshold) ?? null;
   const show = () => {
-    const point = at(state.threshold), box = (value, text) => h("div", {}, h("b", {}, value), text);
+    const point = state.rule ? [null, ...state.rule.measured] : at(state.threshold), box = (value, text) => h("div", {}, h("b", {}, value), text);
     if (document.activeElement !== typed) typed.value = String(Number(state.threshold.toPrecision(6)));
     slider.value = state.threshold;
     slider.setAttribute("aria-valuetext", percent(state.threshold));
+    fill(hint, state.rule ? `${facts.policy} That holds in all three tabs until you choose one threshold for all; the cheapest is where the slider stands. ${seen}`
+      : `From this probability on a transaction is an alert, in all three tabs. ${seen}`);
     fill(numbers, point
       ? [box(share(point[1]), "precision: of the alerts, how many are frauds"), box(share(point[2]), "recall: of the frauds, how many are caught"),
          box(whole(point[3]), "alerts a day"), box(whole(point[4]), "expected cost over the test's days: missed frauds and reviews")]
       : [box("0", "alerts: no transaction of the test is that risky")]);
-    fill(chart, curveChart(curve, state.threshold));
+    fill(chart, curveChart(curve, state.rule ? null : state.threshold));
   };
   slider.addEventListener("input", () => state.setThreshold(Number(slider.value)));
   typed.addEventListener("change", () => {
@@ -636,10 +656,10 @@ function thresholdTab(state) {
   state.onThreshold.push(show);
   show();
   return h("div", {},
-    h("p", { id: "fraudnb-threshold-hint" }, "From this probability on a transaction is an alert, in all three tabs. The numbers are of the model's test, which it had not seen in training."),
+    hint,
     h("label", { for: "fraudnb-threshold" }, "Threshold"), slider,
     h("div", { class: "row" }, h("label", { for: "fraudnb-threshold-number" }, "As a number, 0 to 1"), typed,
-      h("button", { type: "button", class: "act", onclick: () => state.setThreshold(facts.threshold) }, "The model's own")),
+      h("button", { type: "button", class: "act", onclick: () => state.setThreshold(null) }, "The model's own")),
     numbers, chart);
 }
 
@@ -679,7 +699,10 @@ function makeState(model, onState) {
   const stored = () => { try { return JSON.parse(sessionStorage.getItem("fraudnb-form")); } catch { return null; } };
   const state = {
     facts, address, onThreshold: [], kept: stored(), ask: makeKernel(model, onState),
-    threshold: asked >= 0 && asked <= 1 ? asked : facts.threshold,
+    chosen: asked >= 0 && asked <= 1 ? asked : null, // a threshold, in place of the model's own
+    get threshold() { return state.chosen ?? facts.threshold; },
+    get rule() { return state.chosen === null ? facts.rule : null; },
+    get asked() { return state.rule ? null : state.threshold; }, // null: by the model's own rule
     keep: (values) => sessionStorage.setItem("fraudnb-form", JSON.stringify(values)),
     remember(name, value) {
       if (value === null) address.delete(name); else address.set(name, value);
@@ -687,8 +710,8 @@ function makeState(model, onState) {
       history.replaceState(history.state, "", text ? `#${text}` : location.pathname + location.search);
     },
     setThreshold(value) {
-      state.threshold = value;
-      state.remember("threshold", value === facts.threshold ? null : String(value));
+      state.chosen = value === facts.threshold && !facts.rule ? null : value;
+      state.remember("threshold", state.chosen === null ? null : String(state.chosen));
       state.onThreshold.forEach((act) => act());
     },
   };
