@@ -60,8 +60,8 @@ def temporary() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def run_dyno(slug: Path, temporary: Path) -> tuple[float, int, int]:
-    """Run the Procfile once: seconds to the first 200, proportional memory in bytes, exit code."""
+def run_dyno(slug: Path, temporary: Path) -> tuple[int, int]:
+    """Run the Procfile once, which has a minute to answer: proportional memory in bytes, exit code."""
     port = str(free_port())
     env = {"PATH": f"{slug}/.heroku/bin:/usr/bin:/bin", "HOME": str(slug), "TMPDIR": str(temporary), "PORT": port}
     command = [str(Path(sys.executable).with_name("honcho")), "start", "-p", port, "web"]
@@ -73,7 +73,6 @@ def run_dyno(slug: Path, temporary: Path) -> tuple[float, int, int]:
         while not answers(f"http://127.0.0.1:{port}/readyz"):
             assert honcho.poll() is None and time.monotonic() < started + 60, (slug.parent / "honcho.log").read_text()
             time.sleep(0.1)
-        seconds = time.monotonic() - started
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/api/score", ROW.encode(), {"Content-Type": "application/json"}
         )
@@ -86,7 +85,7 @@ def run_dyno(slug: Path, temporary: Path) -> tuple[float, int, int]:
     finally:
         honcho.send_signal(signal.SIGTERM)
         code = honcho.wait(40)
-    return seconds, memory, code
+    return memory, code
 
 
 def read_only(folder: Path) -> list[str]:
@@ -123,8 +122,8 @@ def test_the_slug_is_built_boots_and_fits(slug, temporary):
     assert size < 700 << 20  # a third of it when compressed: 190 MB
     before = {file: file.stat().st_mtime_ns for file in slug.rglob("*.json")}
     for _ in range(2):
-        seconds, memory, code = run_dyno(slug, temporary)
-        assert seconds < 30 and memory < 512 << 20 and code in (0, -signal.SIGTERM, 143)
+        memory, code = run_dyno(slug, temporary)
+        assert memory < 512 << 20 and code in (0, -signal.SIGTERM, 143)
         for left in temporary.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     assert before == {file: file.stat().st_mtime_ns for file in slug.rglob("*.json")}
