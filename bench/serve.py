@@ -364,8 +364,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serve-") as name:
         folder, table = Path(name), read_data(arguments.data, arguments.rows)
         make_models(folder, table, arguments.trees)
-        lines = [line for part in arguments.only.split(",") for line in parts[part]()]
-    print(markdown(["what", "reference", "fraudnb", "ratio"], lines))
+        for part in arguments.only.split(","):
+            print(markdown(["what", "reference", "fraudnb", "ratio"], parts[part]()), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
