@@ -8,10 +8,11 @@ __all__ = ['log', 'READ_BY_LIBRARIES', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIA
            'send_request', 'same_user', 'read_umask', 'describe_process', 'reseed', 'thread_count', 'restore_threads',
            'die_with_parent', 'become', 'run_command', 'leave', 'Zygote', 'BecomeKernel', 'receive', 'hang_up',
            'answer', 'tell', 'end_kernel', 'reap', 'admit', 'serve', 'load', 'own_threads', 'listen', 'wake_on_child',
-           'leave_zygote', 'detach', 'remember_own_modules', 'replace_connection_files', 'zygote_main', 'kernel_main',
-           'zygote_command', 'start_zygote', 'locked', 'connect', 'connect_or_start', 'retire', 'read_message', 'ask',
-           'ForkedProcess', 'zygote_place', 'fork_kernel', 'prepare', 'why_plain', 'listening', 'say_once',
-           'open_files', 'ForkProvisioner', 'PromptClient', 'write_kernelspec']
+           'leave_zygote', 'detach', 'remember_own_modules', 'immortal_count', 'make_immortal', 'make_all_immortal',
+           'replace_connection_files', 'zygote_main', 'kernel_main', 'zygote_command', 'start_zygote', 'locked',
+           'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess', 'zygote_place',
+           'fork_kernel', 'prepare', 'why_plain', 'listening', 'say_once', 'open_files', 'ForkProvisioner',
+           'PromptClient', 'write_kernelspec']
 
 # %% ../nbs/12_kernels.ipynb #606e8b00
 import asyncio
@@ -480,6 +481,37 @@ def remember_own_modules() -> None:
     seen.__dict__.update(vars(sys))
     seen.modules = sys.modules.copy()
     ipkernel.sys = seen
+
+# %% ../nbs/12_kernels.ipynb #80352f23
+def immortal_count() -> int | None:
+    """The reference count of `None` if CPython leaves it alone (PEP 683) and it is where this code looks; else None."""
+    usual = sys.implementation.name == "cpython" and sys.byteorder == "little" and sys.maxsize > 2**32
+    other = sysconfig.get_config_var("Py_GIL_DISABLED") or hasattr(sys, "getobjects")  # objects begin otherwise
+    if sys.version_info < (3, 12) or not usual or other:
+        return None
+    counts = {ctypes.c_uint32.from_address(id(one)).value for one in (None, True, ...)}
+    (count,) = counts if len(counts) == 1 else (0,)
+    return count if count >> 31 else None
+
+# %% ../nbs/12_kernels.ipynb #e6a54a97
+def make_immortal(objects: list[Any]) -> int:
+    """Give `objects`, and all they refer to, the reference count that never changes; the number of objects.
+
+    They are never freed; what is made later is. Nothing happens (0) where this Python has no such count.
+    """
+    count, found = immortal_count(), set()
+    while objects and count is not None:
+        found.update(map(id, objects))
+        objects = [one for one in gc.get_referents(*objects) if id(one) not in found]
+    for address in found:
+        ctypes.c_uint32.from_address(address).value = count
+    return len(found)
+
+# %% ../nbs/12_kernels.ipynb #7b0e07f8
+def make_all_immortal() -> None:
+    """Make all objects of this process immortal, for kernels that are to share them."""
+    gc.collect()
+    make_immortal(gc.get_objects())
 
 # %% ../nbs/12_kernels.ipynb #e4ac0263
 def replace_connection_files() -> None:

@@ -87,7 +87,7 @@ def kernel_environment(environment: Mapping[str, str], url: str, secret: str) ->
 
 # %% ../nbs/17_serve.ipynb #a1ff5e47
 KERNEL = "fraudnb-page"
-PAGE_MODULES = ("ipywidgets", "anywidget", "fraudnb.page")
+PAGE_MODULES = ("ipywidgets", "anywidget", "fraudnb.page", "fraudnb.kernels:make_all_immortal")
 OPTIONS = ("--HistoryManager.enabled=False", "--Completer.use_jedi=False")  # nobody types here
 
 # %% ../nbs/17_serve.ipynb #8734a108
