@@ -752,7 +752,8 @@ async def close_down(
         await asyncio.wait_for(visits.kernels.shutdown_all(now=True), 5)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(server.close_all_connections(), 1)
-    service.workers.shutdown(wait=False, cancel_futures=True)
+    for pool in (service.workers, service.lanes):
+        pool.shutdown(wait=False, cancel_futures=True)
     log.info("closed")
 
 # %% ../nbs/17_serve.ipynb #48ca0da8

@@ -7,10 +7,11 @@ __all__ = ['make_estimator', 'model_names', 'default_space', 'pipeline_space', '
            'settings_of', 'make_blend', 'check_rows', 'make_folds', 'uses_weights', 'blend_members', 'request_weights',
            'make_scorer', 'fit_pipeline', 'tabulate_search', 'prior_factor', 'Calibration', 'calibrate',
            'fit_calibration', 'predict_out_of_fold', 'learning_curve', 'fraud_probability', 'plot_learning_curve',
-           'inference_pipeline', 'nested_models', 'float32_thresholds', 'ratios_shape', 'convert_ratios', 'to_onnx',
-           'append_calibration', 'hinges', 'calibration_nodes', 'check_export', 'trusted_types', 'load_pipeline',
-           'reference_quantiles', 'quantile_levels', 'fraud_medians', 'library_versions', 'git_revision', 'as_arrays',
-           'score_folds', 'refit_pipeline', 'describe_refit']
+           'inference_pipeline', 'nested_models', 'float32_thresholds', 'ratios_shape', 'convert_ratios',
+           'register_converters', 'divide_forests', 'sum_of_forests', 'to_onnx', 'append_calibration', 'hinges',
+           'calibration_nodes', 'check_export', 'trusted_types', 'load_pipeline', 'reference_quantiles',
+           'quantile_levels', 'fraud_medians', 'library_versions', 'git_revision', 'as_arrays', 'score_folds',
+           'refit_pipeline', 'describe_refit']
 
 # %% ../nbs/03_train.ipynb #158f8086
 import copy
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -547,15 +549,11 @@ def convert_ratios(scope: Any, operator: Any, container: Any) -> None:
     ):
         container.add_node(kind, inputs, [output], name=scope.get_unique_operator_name(kind), **more)
 
-# %% ../nbs/03_train.ipynb #2233e447
-def to_onnx(pipeline: Pipeline, columns: int, calibration: Calibration | None = None) -> bytes:
-    """The fitted `pipeline` as ONNX, serialised: from float32 `X` (rows, `columns`) to label and probabilities.
-
-    With a `calibration` the probabilities are calibrated, and a third output `uncalibrated` has those before it.
-    """
+# %% ../nbs/03_train.ipynb #ead64b8d
+def register_converters() -> None:
+    """Tell skl2onnx how LightGBM's classifier and `AddRatios` are written."""
     import skl2onnx
     from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm
-    from skl2onnx.common.data_types import FloatTensorType
     from skl2onnx.common.shape_calculator import calculate_linear_classifier_output_shapes
 
     options = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
@@ -567,6 +565,60 @@ def to_onnx(pipeline: Pipeline, columns: int, calibration: Calibration | None = 
         options=options,
     )
     skl2onnx.update_registered_converter(AddRatios, "FraudnbAddRatios", ratios_shape, convert_ratios)
+
+# %% ../nbs/03_train.ipynb #427de0b1
+def divide_forests(model: Any, most: int = 32) -> None:
+    """Make of each forest of two classes in the ONNX `model` the sum of forests of at most `most` trees, in place.
+
+    That concerns trees whose votes are averaged (random forest, extra trees); boosted trees stay as they are.
+    """
+    from onnx import helper
+
+    nodes = []
+    for node in model.graph.node:
+        given = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        votes = node.op_type == "TreeEnsembleClassifier" and given["post_transform"] == b"NONE"
+        two = votes and list(given.get("classlabels_int64s", [])) == [0, 1] and len(set(given["class_ids"])) == 1
+        large = two and not given.get("base_values") and max(given["nodes_treeids"]) >= most
+        nodes.extend(sum_of_forests(node, given, most) if large else [node])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+# %% ../nbs/03_train.ipynb #18108fba
+def sum_of_forests(node: Any, given: dict[str, Any], most: int) -> list[Any]:
+    """The ONNX nodes that do what `node`, a forest with the attributes `given`, does, `most` trees in each."""
+    from onnx import helper
+
+    (features,), (label, both) = node.input, node.output
+    names, forests = {one: f"{both}_{one}" for one in ("one", "fraud", "genuine")}, []
+    for forest in range(max(given["nodes_treeids"]) // most + 1):
+        kept = {part: np.array(given[f"{part}_treeids"]) // most == forest for part in ("nodes", "class")}
+        values = {"n_targets": 1, "target_ids": [0] * int(kept["class"].sum())}
+        for name, value in given.items():
+            part, _, kind = name.partition("_")
+            if part in kept and kind != "ids":
+                values[name.replace("class_", "target_")] = list(compress(value, kept[part]))
+        part = f"{both}_forest_{forest}"
+        forests.append(helper.make_node("TreeEnsembleRegressor", [features], [part], domain="ai.onnx.ml", **values))
+    return [
+        *forests,
+        helper.make_node("Sum", [one.output[0] for one in forests], [names["fraud"]]),
+        helper.make_node("Constant", [], [names["one"]], value_floats=[1.0]),
+        helper.make_node("Sub", [names["one"], names["fraud"]], [names["genuine"]]),
+        helper.make_node("Concat", [names["genuine"], names["fraud"]], [both], axis=1),
+        helper.make_node("ArgMax", [both], [label], axis=1, keepdims=0),
+    ]
+
+# %% ../nbs/03_train.ipynb #2233e447
+def to_onnx(pipeline: Pipeline, columns: int, calibration: Calibration | None = None) -> bytes:
+    """The fitted `pipeline` as ONNX, serialised: from float32 `X` (rows, `columns`) to label and probabilities.
+
+    With a `calibration` the probabilities are calibrated, and a third output `uncalibrated` has those before it.
+    """
+    import skl2onnx
+    from skl2onnx.common.data_types import FloatTensorType
+
+    register_converters()
     acting = inference_pipeline(pipeline)
     for one in nested_models(acting):
         if isinstance(one, LGBMClassifier) and hasattr(one, "booster_"):
@@ -584,6 +636,7 @@ def to_onnx(pipeline: Pipeline, columns: int, calibration: Calibration | None = 
     opsets = sorted(model.opset_import, key=lambda opset: opset.domain)
     del model.opset_import[:]
     model.opset_import.extend(opsets)
+    divide_forests(model)
     if calibration is not None:
         append_calibration(model, calibration)
     return model.SerializeToString()

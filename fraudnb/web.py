@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['log', 'SESSION', 'POLICY', 'SMALL', 'KINDS', 'PAGE', 'SCORED_KINDS', 'REFUSALS', 'NUMBER_OR_TEXT', 'PROBLEM',
            'SCORED_ROW', 'SCORED', 'API', 'JsonLines', 'start_logging', 'ScoreHistogram', 'Metrics',
-           'proportional_memory', 'Service', 'same_secret', 'Secured', 'Checked', 'as_problem', 'Guard', 'NotFound',
-           'ScoreHead', 'ScoreBody', 'ScoreJson', 'ScoreStream', 'Score', 'ModelCard', 'public_card', 'Health', 'Ready',
-           'Measures', 'html_page', 'Login', 'score_call', 'served_rule', 'threshold_words', 'refusal', 'openapi',
-           'scored_schema', 'row_list', 'wrapped', 'query', 'row_schemas', 'csv_example', 'OpenApi', 'ApiPage',
-           'api_html', 'CappedServer']
+           'proportional_memory', 'lane_count', 'Service', 'same_secret', 'Secured', 'Checked', 'as_problem', 'Guard',
+           'NotFound', 'ScoreHead', 'ScoreBody', 'ScoreJson', 'ScoreStream', 'Score', 'ModelCard', 'public_card',
+           'Health', 'Ready', 'Measures', 'html_page', 'Login', 'score_call', 'served_rule', 'threshold_words',
+           'refusal', 'openapi', 'scored_schema', 'row_list', 'wrapped', 'query', 'row_schemas', 'csv_example',
+           'OpenApi', 'ApiPage', 'api_html', 'CappedServer']
 
 # %% ../nbs/29_web.ipynb #78f85d1e
 import asyncio
@@ -43,6 +43,7 @@ from tornado.iostream import IOStream
 
 # %% ../nbs/29_web.ipynb #c9bff6bb
 from fraudnb.api import (
+    MOST_REASONS,
     CsvScan,
     Limits,
     Problem,
@@ -147,6 +148,11 @@ def proportional_memory(pid: int) -> int:
     except OSError:
         return 0
 
+# %% ../nbs/29_web.ipynb #a07ca324
+def lane_count(most: int = 4) -> int:
+    """How many threads score the rows of files: one a processor that this process may use, `most` at most."""
+    return min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
 # %% ../nbs/29_web.ipynb #1a645d87
 @dataclass
 class Service:
@@ -159,6 +165,7 @@ class Service:
     secret: str = field(default_factory=lambda: uuid4().hex + uuid4().hex)  # of the visitors' kernels
     signing: str = field(default_factory=lambda: uuid4().hex)  # of cookies
     workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "score"))
+    lanes: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(lane_count(), "lane"))  # for files
     large: Tally = field(default_factory=Tally)
     active: int = 0
     closing: bool = False
@@ -343,9 +350,13 @@ class ScoreHead(Guard):
         if not self.small:
             self.places.enter_context(self.service.place(self.request.remote_ip))
         if self.kind == "csv":
-            self.scan = self.places.enter_context(contextlib.closing(CsvScan(self.model, self.rule, limits)))
+            self.scan = self.places.enter_context(contextlib.closing(self.new_scan()))
         if self.kind == "parquet":
             self.file = self.places.enter_context(tempfile.TemporaryFile())
+
+    def new_scan(self) -> CsvScan:
+        """What takes in the rows of a CSV."""
+        return CsvScan(self.model, self.rule, self.service.limits, self.service.lanes)
 
     def read_headers(self) -> None:
         """Find out what is sent, and what is wanted; raises `Problem`."""
@@ -416,7 +427,7 @@ class ScoreJson(ScoreBody):
             return answer_json(answers, self.model, self.options)
         return answer_rows(answers, self.answer)
 
-    def check_reasons(self, rows: int, most: int = 10_000) -> None:
+    def check_reasons(self, rows: int, most: int = MOST_REASONS) -> None:
         """Raises `Problem` when reasons are wanted for more than `most` rows."""
         if self.options.reasons and rows > most:
             raise Problem(413, "Too many rows", f"Reasons are given for {most:,} rows at once: send them in parts.")
@@ -442,8 +453,7 @@ class ScoreStream(ScoreJson):
     async def answer_stream(self) -> None:
         """Send what was made of the body, block by block."""
         if self.file:
-            scan = CsvScan(self.model, self.rule, self.service.limits)
-            self.scan = self.places.enter_context(contextlib.closing(scan))
+            self.scan = self.places.enter_context(contextlib.closing(self.new_scan()))
             await self.in_thread(self.read_parquet)
         await self.in_thread(self.scan.finish)
         self.check_reasons(self.scan.rows)
