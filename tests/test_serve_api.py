@@ -1,9 +1,12 @@
 """The API of `fraudnb serve`: what it takes and gives, and that a page, the command and Python agree with it."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
+import os
+import socket
 import subprocess
 import sys
 import zlib
@@ -137,8 +140,6 @@ def test_limits_of_rows(server):
 
 def test_a_slow_body_and_a_torn_one_free_their_places(server):
     """More torn uploads than there are places; then a whole one is taken."""
-    import socket
-
     for _ in range(6):
         with socket.create_connection(("127.0.0.1", server.port)) as torn:
             torn.sendall(
@@ -146,6 +147,27 @@ def test_a_slow_body_and_a_torn_one_free_their_places(server):
             )
     text = b"V1,V2,Amount\n0,0,1\n"
     server.until(lambda: server.score(text, Content_Type="text/csv").status == 200)
+
+
+def test_files_torn_while_they_are_read_leave_nothing(server):
+    """Uploads that end in the middle of their rows: no place is kept, no temporary file, and no error is logged."""
+    row = b"0.5,0,1," + b"x" * 800 + b"\n"
+    head = b"POST /api/score HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 2990000\r\n\r\n"
+    for size in range(1_500_000, 2_900_000, 200_000):
+        with socket.create_connection(("127.0.0.1", server.port)) as torn:
+            torn.sendall(head + (b"V1,V2,Amount,note\n" + row * 3600)[:size])
+    server.until(lambda: not deleted_files(server.process.pid))
+    assert server.score(b"V1,V2,Amount\n0,0,1\n", Content_Type="text/csv").status == 200
+    assert not [event for event in server.events() if event["level"] in ("error", "critical")]
+
+
+def deleted_files(pid: int) -> list[str]:
+    """The files without a name that the process `pid` has open."""
+    names = []
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            names.append(os.readlink(one))
+    return [name for name in names if name.endswith("(deleted)")]
 
 
 def test_page_command_and_python_agree(small_run, tmp_path):
