@@ -317,7 +317,6 @@ def print_metrics(run: str, numbers: dict[str, float]) -> None:
     console = Console()
     console.print(table)
     shown = (
-        "threshold",
         "test_rows",
         "test_frauds",
         "true_positives",
@@ -325,9 +324,9 @@ def print_metrics(run: str, numbers: dict[str, float]) -> None:
         "false_negatives",
         "cost_without_model",
     )
-    console.print(
-        "  ".join(f"{name} {numbers[name]:,.6g}" for name in shown if name in numbers), highlight=False, soft_wrap=True
-    )
+    facts = [f"threshold {numbers['threshold']:,.6g}" if "threshold" in numbers else "alerts by amount"]
+    facts += [f"{name} {numbers[name]:,.6g}" for name in shown if name in numbers]
+    console.print("  ".join(facts), highlight=False, soft_wrap=True)
 
 # %% ../nbs/18_cli.ipynb #b67adecc
 @app.command()
