@@ -8,7 +8,8 @@ The model is a random forest of 500 trees, the same on both sides: pickled, in F
 one uvicorn worker), and exported to ONNX. It needs `pip install fastapi uvicorn`, and Chromium. Sides alternate; times
 are wall seconds as a client sees them, on loopback. Memory is proportional (PSS) and counts server, zygote and kernels.
 
-row       one transaction after the other, each side `--requests` times in turns
+row       one transaction a request: `--requests` times a side, the sides taking turns at every one; then as many as one
+          client gets answered, the sides taking turns every second
 csv       `--rows` rows as one CSV; memory is sampled every 0.1 s
 page      navigation to the first visible widget, 10 visits a side: plain Voila with a kernel that imports pandas,
           scikit-learn and seaborn; plain Voila with one slider; this one
@@ -175,13 +176,24 @@ def measure_rows(folder: Path, env: dict[str, str], table: pd.DataFrame, request
             sides[name] = lambda c=connection, p=path, t=turn: ask(c, p, next(t))
         alternate(sides, 10)
         found = alternate(sides, requests)
+        rates = alternate({name: lambda call=call: answered(call) for name, call in sides.items()}, 10)
     a, b = (np.array(found[name]) * 1000 for name in ("article", "fraudnb"))
     lines = []
     for what, pick in (("p50", 50), ("p99", 99)):
         x, y = np.percentile(a, pick), np.percentile(b, pick)
         lines.append([f"one transaction, {what}, ms", f"{x:.1f}", f"{y:.2f}", f"{x / y:.0f} times"])
-    x, y = 1000 / a.mean(), 1000 / b.mean()
-    return [*lines, ["transactions a second, one client", f"{x:.1f}", f"{y:.0f}", f"{y / x:.0f} times"]]
+    x, y = (statistics.median(rates[name]) for name in ("article", "fraudnb"))
+    shown = [median_and_range(rates[name], 0) for name in ("article", "fraudnb")]
+    return [*lines, ["transactions a second, one client", *shown, f"{y / x:.0f} times"]]
+
+
+def answered(call: Callable[[], float], seconds: float = 1.0) -> float:
+    """How many requests that `call` makes are answered a second, one after the other for `seconds`."""
+    start, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds:
+        call()
+        count += 1
+    return count / passed
 
 
 def send_csv(port: int, path: str, file: Path) -> tuple[float, float]:
