@@ -61,6 +61,7 @@ from voila.utils import get_page_config, get_voila_labextensions_path
 from .api import Limits, Problem, read_limits
 from .kernels import LOADING, LOADING_NAMES
 from .live import ModelHolder, watch
+from .model import read_card
 from fraudnb.web import (
     API,
     POLICY,
@@ -786,7 +787,8 @@ async def drained(service: Service, seconds: float = 24.0, quiet: float = 0.5) -
 def serve(port: int | None = None, host: str | None = None, model: str | None = None) -> int:
     """Serve the page and the API until SIGTERM; the exit code.
 
-    Raises `InputError` for wrong limits, and `OSError` when the port cannot be had.
+    Raises `InputError` for wrong limits, `ModelError` when there is none in a local folder (one on S3 is waited for),
+    and `OSError` when the port cannot be had.
     """
     environment = dict(os.environ)
     location = model or environment.get("MODEL_URI") or "models/main"
@@ -798,6 +800,8 @@ def serve(port: int | None = None, host: str | None = None, model: str | None = 
         from fraudnb.schema import InputError
 
         raise InputError(str(error)) from error
+    if "://" not in location:
+        read_card(location)
     start_logging()
     library, arenas = ctypes.CDLL(None), -8  # M_ARENA_MAX in malloc.h: one pool of memory for all threads
     if hasattr(library, "mallopt"):

@@ -26,6 +26,11 @@ import fraudnb
 PACKAGE_ROOT = Path(fraudnb.__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--cases`: how hard the API is tried."""
+    parser.addoption("--cases", type=int, default=40, help="generated requests for each operation of the API")
+
+
 def clean_environment() -> dict[str, str]:
     """This process's environment without AWS and proxy settings, from which children import the same fraudnb."""
     dropped = ("AWS_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "RCLONE_")

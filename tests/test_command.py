@@ -245,7 +245,9 @@ def test_unreadable_files(place, rows):
 
 
 def test_missing_model(place):
-    assert "There is no model at models/mian" in refused(place, "in.csv", "--model", "models/mian")
+    missing = "There is no model at models/mian"
+    assert missing in refused(place, "in.csv", "--model", "models/mian")
+    assert missing in refused(place, "serve", "--model", "models/mian", "--port", 0, by=command)
     (place / "models/main/model.onnx").unlink()
     assert "model.onnx is missing" in refused(place, "in.csv")
 
