@@ -73,6 +73,7 @@ def run_dyno(slug: Path, temporary: Path) -> tuple[int, int]:
         while not answers(f"http://127.0.0.1:{port}/readyz"):
             assert honcho.poll() is None and time.monotonic() < started + 60, (slug.parent / "honcho.log").read_text()
             time.sleep(0.1)
+        seconds = time.monotonic() - started
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/api/score", ROW.encode(), {"Content-Type": "application/json"}
         )
@@ -82,6 +83,7 @@ def run_dyno(slug: Path, temporary: Path) -> tuple[int, int]:
             assert b"jupyter-config-data" in answer.read()
         family = [one for one in psutil.process_iter() if str(temporary) in one_environment(one)]
         memory = sum(one.memory_full_info().pss for one in family if one.is_running())
+        print(f"first 200 after {seconds:.1f} s, {memory >> 20} MB with one visitor")
     finally:
         honcho.send_signal(signal.SIGTERM)
         code = honcho.wait(40)
