@@ -105,7 +105,8 @@ def rows_problem(errors: Sequence[Mapping[str, Any]], most: int = 20) -> Problem
     first = errors[0]
     where = f"row {first['row']}" + (f", column {first['column']}" if first["column"] else "")
     more = f" And {len(errors) - 1:,} more." if len(errors) > 1 else ""
-    detail = f"In {where}: {first['value']} {first['reason']}.{more} Nothing was scored."
+    what = f": {first['value']}" if first["value"] else ""
+    detail = f"In {where}{what} {first['reason']}.{more} Nothing was scored."
     return Problem(422, "The transactions do not fit the model", detail, errors[:most])
 
 # %% ../nbs/26_api.ipynb #5257523d

@@ -725,7 +725,9 @@ async def live(server: CappedServer, sockets: list[Any], service: Service, visit
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: start(holder.refresh()))
     server.add_sockets(sockets)
-    log.info("listening", extra={"fields": {"port": sockets[0].getsockname()[1]}})
+    address, port = sockets[0].getsockname()[:2]
+    url = f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
+    log.info("listening", extra={"fields": {"port": port, "url": url}})
     start(watch(holder, 60 if "://" in holder.location else 2))
     start(fill_when_ready(holder, visits))
     start(sweep(visits))
