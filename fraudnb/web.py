@@ -6,10 +6,10 @@
 __all__ = ['log', 'SESSION', 'POLICY', 'SMALL', 'AHEAD', 'KINDS', 'PAGE', 'SCORED_KINDS', 'REFUSALS', 'NUMBER_OR_TEXT', 'PROBLEM',
            'SCORED_ROW', 'SCORED', 'API', 'JsonLines', 'start_logging', 'ScoreHistogram', 'Metrics',
            'proportional_memory', 'lane_count', 'give_way', 'Service', 'same_secret', 'Secured', 'Checked',
-           'as_problem', 'Guard', 'NotFound', 'ScoreHead', 'ScoreBody', 'ScoreJson', 'ScoreStream', 'Score',
-           'ModelCard', 'public_card', 'Health', 'Ready', 'Measures', 'html_page', 'Login', 'score_call', 'served_rule',
-           'threshold_words', 'refusal', 'openapi', 'scored_schema', 'row_list', 'wrapped', 'query', 'row_schemas',
-           'csv_example', 'OpenApi', 'ApiPage', 'api_html', 'CappedServer']
+           'as_problem', 'Guard', 'NotFound', 'ScoreThreads', 'ScoreHead', 'ScoreBody', 'ScoreJson', 'ScoreStream',
+           'Score', 'ModelCard', 'public_card', 'Health', 'Ready', 'Measures', 'html_page', 'Login', 'score_call',
+           'served_rule', 'threshold_words', 'refusal', 'openapi', 'scored_schema', 'row_list', 'wrapped', 'query',
+           'row_schemas', 'csv_example', 'OpenApi', 'ApiPage', 'api_html', 'CappedServer']
 
 # %% ../nbs/29_web.ipynb #78f85d1e
 import asyncio
@@ -334,11 +334,27 @@ SMALL, AHEAD = 64 << 10, 2 << 20  # bytes of a body that no thread reads, and th
 # %% ../nbs/29_web.ipynb #6f74c56a
 KINDS = {"application/json": "json", "text/csv": "csv", "application/vnd.apache.parquet": "parquet"}
 
-# %% ../nbs/29_web.ipynb #57b0a8b8
-class ScoreHead(Guard):
-    """The part of `Score` that reads the headers."""
+# %% ../nbs/29_web.ipynb #0b7f1e56
+class ScoreThreads(Guard):
+    """The part of `Score` that has work done by threads."""
 
     route = "/api/score"
+
+    def new_scan(self) -> CsvScan:
+        """What takes in the rows of a CSV."""
+        return CsvScan(self.model, self.rule, self.service.limits, self.service.lanes)
+
+    async def in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work` returns, done by a thread; raises `Problem` when it takes too long."""
+        future = asyncio.get_running_loop().run_in_executor(self.service.workers, work, *arguments)
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), self.service.limits.max_seconds)
+        except TimeoutError as error:
+            raise Problem(503, "Too slow", "This takes too long: send fewer rows at once.", retry_after=30) from error
+
+# %% ../nbs/29_web.ipynb #57b0a8b8
+class ScoreHead(ScoreThreads):
+    """The part of `Score` that reads the headers."""
 
     def prepare(self) -> None:
         """Raises `Problem` for what will not be taken, before it comes."""
@@ -359,10 +375,6 @@ class ScoreHead(Guard):
             self.scan = self.places.enter_context(contextlib.closing(self.new_scan()))
         if self.kind == "parquet":
             self.file = self.places.enter_context(tempfile.TemporaryFile())
-
-    def new_scan(self) -> CsvScan:
-        """What takes in the rows of a CSV."""
-        return CsvScan(self.model, self.rule, self.service.limits, self.service.lanes)
 
     def read_headers(self) -> None:
         """Find out what is sent, and what is wanted; raises `Problem`."""
@@ -421,14 +433,6 @@ class ScoreBody(ScoreHead):
                 self.file.write(piece)
             else:
                 self.body += piece
-
-    async def in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work` returns, done by a thread; raises `Problem` when it takes too long."""
-        future = asyncio.get_running_loop().run_in_executor(self.service.workers, work, *arguments)
-        try:
-            return await asyncio.wait_for(asyncio.shield(future), self.service.limits.max_seconds)
-        except TimeoutError as error:
-            raise Problem(503, "Too slow", "This takes too long: send fewer rows at once.", retry_after=30) from error
 
 # %% ../nbs/29_web.ipynb #7b3578c2
 class ScoreJson(ScoreBody):
