@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CALIBRATED_LEVEL', 'MAIN_METRICS', 'scores_ranking', 'joint_cells', 'tails', 'paired_differences', 'merged_view',
            'draw_masses', 'interval', 'Result', 'read_result', 'read_json', 'notebook_parameters', 'failed_cell',
-           'model_folder', 'match_rows', 'Gate', 'make_gate', 'decisions_of', 'as_decided', 'measure',
-           'measured_differences', 'number', 'metric_rows', 'plain_metrics', 'find_verdict', 'changed_sides',
+           'model_folder', 'match_rows', 'Gate', 'make_gate', 'prices', 'with_losses', 'decisions_of', 'as_decided',
+           'measure', 'measured_differences', 'number', 'metric_rows', 'plain_metrics', 'find_verdict', 'changed_sides',
            'curve_points', 'changed_values', 'safe_text', 'changes', 'compare', 'describe_result', 'judge', 'result_of',
            'git', 'find_revision', 'worktree', 'reproduce', 'show', 'code', 'table', 'metric_table', 'verdict_sentence',
            'gate_row', 'problem_sentence', 'fold', 'sides_table', 'confusion_tables', 'curves_chart', 'changes_text',
@@ -45,8 +45,12 @@ from .schema import InputError, read_about
 
 # %% ../nbs/15_compare.ipynb #02f671dd
 def scores_ranking(scores: pd.DataFrame) -> Ranking:
-    """The ranking of the rows of `scores`, columns `label`, `probability`, `weight` and `amount`."""
-    return rank_rows(*(scores[name].to_numpy() for name in ("label", "probability", "weight", "amount")))
+    """The ranking of the rows of `scores`, columns `label`, `probability`, `weight` and `amount`.
+
+    What a missed fraud loses is in the column `loss`, or without one it is the amount.
+    """
+    loss = "loss" if "loss" in scores else "amount"
+    return rank_rows(*(scores[name].to_numpy() for name in ("label", "probability", "weight", loss)))
 
 # %% ../nbs/15_compare.ipynb #80743e59
 def joint_cells(firsts: Sequence[np.ndarray], orders: Sequence[np.ndarray], weight: np.ndarray) -> np.ndarray:
@@ -265,11 +269,25 @@ def make_gate(values: Any) -> Gate:
             )
     return Gate(**(values or {}))
 
+# %% ../nbs/15_compare.ipynb #188cee1b
+def prices(base: Result, head: Result) -> dict[str, Any]:
+    """The parameters of 04_evaluate of head, or of base if head has no scores."""
+    return (head if head.scores is not None else base).parameters.get("04_evaluate", {})
+
+# %% ../nbs/15_compare.ipynb #496d23f5
+def with_losses(base: Result, head: Result) -> list[Result]:
+    """Both, with a column `loss` in their scores where each missed fraud is to count the same."""
+    missed = float(prices(base, head).get("missed_cost") or 0)
+    return [
+        replace(one, scores=one.scores.assign(loss=missed)) if missed and one.scores is not None else one
+        for one in (base, head)
+    ]
+
 # %% ../nbs/15_compare.ipynb #c1ebe5bf
 def decisions_of(base: Result, head: Result) -> list[Decision]:
     """How base and head decide, each at its own threshold, at head's costs and alert budgets."""
     known = head if head.scores is not None else base
-    values, days = known.parameters.get("04_evaluate", {}), known.metrics.get("test_days") or 1.0
+    values, days = prices(base, head), known.metrics.get("test_days") or 1.0
     cost, budgets = float(values.get("review_cost", 5.0)), tuple(values.get("alert_budgets", ()))
     recovery = float(values.get("recovery_rate", 1.0))
     return [Decision(one.threshold, cost, float(days), budgets, recovery) for one in (base, head)]
@@ -444,6 +462,7 @@ def changes(base: Result, head: Result) -> dict[str, Any]:
 # %% ../nbs/15_compare.ipynb #5e96c634
 def compare(base: Result, head: Result, gate: Gate) -> dict[str, Any]:
     """Everything that the comment on `base` and `head` shows; raises `InputError` for a metric that there is not."""
+    base, head = with_losses(base, head)
     found: dict[str, Any] = {"format": 1, "verdict": "", "reason": "", "metric": gate.metric, "rows": 0, "frauds": 0}
     found |= {"base": describe_result(base), "head": describe_result(head), "sides": {}, "curves": {}, "gate": ""}
     found |= changes(base, head)

@@ -112,6 +112,9 @@ def test_fixed_cost_of_a_fraud_is_one_threshold(small_run, tmp_path):
     alert = scores["probability"] >= 0.2
     assert found["threshold"] == pytest.approx(0.2) and "alert" not in scores
     assert found["false_positives"] == (alert & (scores["label"] == 0)).sum()
+    assert command(folder, "diff", "runs/main", "runs/main", "--out", "comment.md").returncode == 0
+    compared = {one["name"]: one for one in json.loads((folder / "comment.json").read_text())["metrics"]}
+    assert compared["expected_cost"]["head"] == pytest.approx(found["expected_cost"], rel=1e-4)
     table = scores[["row"]].merge(pd.read_parquet(folder / "data/main/test.parquet"), on="row")
     assert score_table(table, load_model(folder / "models/main"))["decision"].tolist() == at(scores, 0.2)
 

@@ -22,6 +22,8 @@ from conftest import S3Server, start_rclone
 from serving import INPUTS, ROW, Server, message, serving, toy_bundle, toy_onnx
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from fraudnb.kernels import immortal_count
+
 TOKEN = "a token of the tests"
 CSV = {"Content-Type": "text/csv"}
 NOBODYS = "00000000-0000-4000-8000-000000000000"  # a kernel
@@ -462,6 +464,13 @@ def test_kernels_end_with_their_tabs(server):
         pass
     gone = {"Cookie": cookie}
     server.until(lambda: server.ask("GET", f"/api/kernels/{kernel}", headers=gone).status == 404, 10)
+
+
+def test_a_visitors_kernel_is_small(server):
+    """What a kernel with its page has for itself; where Python counts references to all objects, half as much again."""
+    server.visit()
+    own = [one.memory_full_info().uss for one in server.until(server.kernels)]
+    assert own and max(own) < (16 << 20 if immortal_count() else 24 << 20), own
 
 
 def test_a_killed_kernel_and_a_killed_zygote(server):
