@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=284_807)
     parser.add_argument("--trees", type=int, default=500)
     parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--visits", type=int, default=10)
     parser.add_argument("--only", default="row,csv,page,visitors,visits")
     arguments = parser.parse_args()

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -514,6 +515,7 @@ class CsvScan:
         self.model, self.rule, self.limits, self.lanes, self.size = model, rule, limits, lanes, size
         self.rows, self.bytes, self.pending = 0, 0, bytearray()
         self.names: list[str] = []
+        self.whole = threading.Event()
         self.needed = needed_columns(model.inputs, rule)
         self.text, self.numbers = tempfile.TemporaryFile(), tempfile.TemporaryFile(buffering=0)
         self.blocks: deque[tuple[int, int, int, Future | None]] = deque()
@@ -533,10 +535,12 @@ class CsvScan:
     def finish(self) -> None:
         """Take the end of the body."""
         scan_records(self, len(self.pending))
+        self.whole.set()
         check_count(self.rows, self.limits.max_rows)
 
     def close(self) -> None:
         """Remove the temporary files and what is still to be scored."""
+        self.whole.set()
         wait_for([scored for *_, scored in self.blocks if scored and not scored.cancel()])
         self.text.close(), self.numbers.close()
 
@@ -559,7 +563,8 @@ def scan_records(scan: CsvScan, end: int) -> None:
     scan.numbers.write(rows.matrix.data)
     if rows.amounts is not None:
         scan.numbers.write(rows.amounts.tobytes())
-    scan.blocks.append((end, len(numbers), place, scan.lanes.submit(decide, scan, len(numbers), place)))
+    scored = scan.lanes.submit(decide, scan, len(numbers), place, time.monotonic() + 1)
+    scan.blocks.append((end, len(numbers), place, scored))
 
 # %% ../nbs/26_api.ipynb #fe738401
 def read_matrix(scan: CsvScan, rows: int, place: int) -> np.ndarray:
@@ -568,8 +573,12 @@ def read_matrix(scan: CsvScan, rows: int, place: int) -> np.ndarray:
     return np.frombuffer(os.pread(scan.numbers.fileno(), 4 * rows * width, place), np.float32).reshape(rows, width)
 
 # %% ../nbs/26_api.ipynb #ba92f8b6
-def decide(scan: CsvScan, rows: int, place: int) -> tuple[np.ndarray, np.ndarray]:
-    """The probabilities of the `rows` at `place` in the numbers of `scan`, and which of them are alerts."""
+def decide(scan: CsvScan, rows: int, place: int, due: float) -> tuple[np.ndarray, np.ndarray]:
+    """The probabilities of the `rows` at `place` in the numbers of `scan`, and which of them are alerts.
+
+    It begins when `scan` has all, or at `due` (of the monotonic clock).
+    """
+    scan.whole.wait(max(0, due - time.monotonic()))
     probabilities = predict_matrix(scan.model.session, read_matrix(scan, rows, place))
     if not scan.rule.amount:
         return probabilities, scan.rule.alerts(probabilities)
