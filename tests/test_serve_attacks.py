@@ -510,7 +510,7 @@ def test_the_end_loses_no_accepted_request(tmp_path):
     """SIGTERM while eight clients ask and one sends a file: whatever was accepted is answered; exit code 0."""
     with serving(tmp_path / "log", toy_bundle(tmp_path / "model")) as server:
         server.visit()
-        wrong, done, ended = [], [], threading.Event()
+        wrong, done, sent, stopping, ended = [], [], [], threading.Event(), threading.Event()
 
         def ask() -> None:
             while not ended.is_set():
@@ -529,8 +529,11 @@ def test_the_end_loses_no_accepted_request(tmp_path):
 
         def slow_file() -> Iterator[bytes]:
             yield b"V1,V2,Amount\n"
-            for _ in range(15):
-                yield b"0.5,0,1\n" * 100
+            parts_after = 8
+            while parts_after:
+                parts_after -= stopping.is_set()
+                sent.append(100)
+                yield b"0.5,0,1\n" * sent[-1]
                 time.sleep(0.1)
 
         answers = []
@@ -538,13 +541,14 @@ def test_the_end_loses_no_accepted_request(tmp_path):
         clients = [threading.Thread(target=ask) for _ in range(8)]
         for thread in (sending, *clients):
             thread.start()
-        time.sleep(0.7)
+        server.until(lambda: len(done) > 50 and sent)
+        stopping.set()
         started = time.monotonic()
         assert server.stop() == 0, server.log.read_text()[-3000:]
         assert time.monotonic() - started < 30
         ended.set()
         for thread in (sending, *clients):
             thread.join()
-        assert not wrong and set(done) == {200} and len(done) > 50
-        assert len(answers[0].body.splitlines()) == 1501
+        assert not wrong and set(done) == {200}
+        assert len(answers[0].body.splitlines()) == 1 + sum(sent)
         assert not server.kernels()
