@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CALIBRATED_LEVEL', 'MAIN_METRICS', 'scores_ranking', 'joint_cells', 'tails', 'paired_differences', 'merged_view',
            'draw_masses', 'interval', 'Result', 'read_result', 'read_json', 'notebook_parameters', 'failed_cell',
-           'model_folder', 'match_rows', 'Gate', 'make_gate', 'prices', 'with_losses', 'decisions_of', 'as_decided',
+           'model_folder', 'match_rows', 'Gate', 'make_gate', 'priced_by', 'with_losses', 'decisions_of', 'as_decided',
            'measure', 'measured_differences', 'number', 'metric_rows', 'plain_metrics', 'find_verdict', 'changed_sides',
            'curve_points', 'changed_values', 'safe_text', 'changes', 'compare', 'describe_result', 'judge', 'result_of',
            'git', 'find_revision', 'worktree', 'reproduce', 'show', 'code', 'table', 'metric_table', 'verdict_sentence',
@@ -270,14 +270,14 @@ def make_gate(values: Any) -> Gate:
     return Gate(**(values or {}))
 
 # %% ../nbs/15_compare.ipynb #188cee1b
-def prices(base: Result, head: Result) -> dict[str, Any]:
-    """The parameters of 04_evaluate of head, or of base if head has no scores."""
-    return (head if head.scores is not None else base).parameters.get("04_evaluate", {})
+def priced_by(base: Result, head: Result) -> Result:
+    """The run at whose prices both are counted: head, or base if head has no scores."""
+    return head if head.scores is not None else base
 
 # %% ../nbs/15_compare.ipynb #496d23f5
 def with_losses(base: Result, head: Result) -> list[Result]:
     """Both, with a column `loss` in their scores where each missed fraud is to count the same."""
-    missed = float(prices(base, head).get("missed_cost") or 0)
+    missed = float(priced_by(base, head).parameters.get("04_evaluate", {}).get("missed_cost") or 0)
     return [
         replace(one, scores=one.scores.assign(loss=missed)) if missed and one.scores is not None else one
         for one in (base, head)
@@ -286,8 +286,8 @@ def with_losses(base: Result, head: Result) -> list[Result]:
 # %% ../nbs/15_compare.ipynb #c1ebe5bf
 def decisions_of(base: Result, head: Result) -> list[Decision]:
     """How base and head decide, each at its own threshold, at head's costs and alert budgets."""
-    known = head if head.scores is not None else base
-    values, days = prices(base, head), known.metrics.get("test_days") or 1.0
+    known = priced_by(base, head)
+    values, days = known.parameters.get("04_evaluate", {}), known.metrics.get("test_days") or 1.0
     cost, budgets = float(values.get("review_cost", 5.0)), tuple(values.get("alert_budgets", ()))
     recovery = float(values.get("recovery_rate", 1.0))
     return [Decision(one.threshold, cost, float(days), budgets, recovery) for one in (base, head)]

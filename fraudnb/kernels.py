@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'READ_BY_LIBRARIES', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIABLES', 'KERNEL_MODULES', 'FORK_OPTIONS',
            'NoZygote', 'private_folder', 'zygote_environment', 'namespaces', 'socket_name', 'code_state', 'file_state',
-           'send_request', 'same_user', 'read_umask', 'describe_process', 'reseed', 'thread_count', 'restore_threads',
-           'die_with_parent', 'become', 'run_command', 'leave', 'Zygote', 'BecomeKernel', 'receive', 'hang_up',
-           'answer', 'tell', 'end_kernel', 'reap', 'admit', 'serve', 'load', 'own_threads', 'listen', 'wake_on_child',
-           'leave_zygote', 'detach', 'remember_own_modules', 'immortal_count', 'make_immortal', 'make_all_immortal',
-           'replace_connection_files', 'zygote_main', 'kernel_main', 'zygote_command', 'start_zygote', 'locked',
-           'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess', 'zygote_place',
-           'fork_kernel', 'prepare', 'why_plain', 'listening', 'say_once', 'open_files', 'ForkProvisioner',
-           'PromptClient', 'write_kernelspec']
+           'send_request', 'same_user', 'read_umask', 'describe_process', 'reseed', 'core_count', 'thread_count',
+           'restore_threads', 'die_with_parent', 'become', 'run_command', 'leave', 'Zygote', 'BecomeKernel', 'receive',
+           'hang_up', 'answer', 'tell', 'end_kernel', 'reap', 'admit', 'serve', 'load', 'own_threads', 'listen',
+           'wake_on_child', 'leave_zygote', 'detach', 'remember_own_modules', 'immortal_count', 'make_immortal',
+           'make_all_immortal', 'replace_connection_files', 'zygote_main', 'kernel_main', 'zygote_command',
+           'start_zygote', 'locked', 'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess',
+           'zygote_place', 'fork_kernel', 'prepare', 'why_plain', 'listening', 'say_once', 'open_files',
+           'ForkProvisioner', 'PromptClient', 'write_kernelspec']
 
 # %% ../nbs/12_kernels.ipynb #606e8b00
 import asyncio
@@ -189,13 +189,18 @@ def reseed() -> None:
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
 
+# %% ../nbs/12_kernels.ipynb #c8bee02b
+def core_count() -> int:
+    """The number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 # %% ../nbs/12_kernels.ipynb #b2470b93
 def thread_count(library: str, environment: Mapping[str, str]) -> int:
     """The number of threads that `library` ("openmp", "openblas", "mkl", ...) starts with under `environment`."""
     texts = [environment.get(name, "") for name in (f"{library.upper()}_NUM_THREADS", "OMP_NUM_THREADS")]
     firsts = [text.split(",")[0].strip() for text in texts]
     given = [int(text) for text in firsts if text.isdecimal() and int(text) > 0]
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = core_count()
     wanted = given[0] if given else available
     return min(wanted, available) if library == "openblas" else wanted
 

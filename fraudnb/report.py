@@ -915,7 +915,9 @@ def render_pages(pages: Sequence[NotebookPage], out: Path, workers: int = 0) -> 
 
     Raises `StepFailed` when one of the processes dies.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from fraudnb.kernels import core_count
+
+    cores = core_count()
     if not pages:
         return
     cells_exporter()  # if nbconvert is not here, it is missed here, not by a worker

@@ -649,7 +649,9 @@ class ClusterWorkers:
 @contextlib.contextmanager
 def open_workers(count: int, scheduler: str = "") -> Iterator[Workers | ClusterWorkers]:
     """Workers of this machine, `count` of them (0: one per core), or those of the Dask cluster at `scheduler`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from fraudnb.kernels import core_count
+
+    cores = core_count()
     if scheduler:
         with open_executor(scheduler) as executor:
             yield ClusterWorkers(executor, count or max(1, sum(executor.client.nthreads().values())))

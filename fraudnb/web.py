@@ -60,6 +60,7 @@ from fraudnb.api import (
     scored_blocks,
     unpack,
 )
+from .kernels import core_count
 from .live import ModelHolder
 from .model import Model
 from .rule import Rule, needed_columns, rule_of
@@ -151,7 +152,7 @@ def proportional_memory(pid: int) -> int:
 # %% ../nbs/29_web.ipynb #a07ca324
 def lane_count(most: int = 4) -> int:
     """How many threads score the rows of files: one a processor that this process may use, `most` at most."""
-    return min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(most, core_count())
 
 # %% ../nbs/29_web.ipynb #fb0e7ee0
 def give_way() -> None:
