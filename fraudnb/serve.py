@@ -636,10 +636,16 @@ class KernelGroup(AsyncMappingKernelManager):
 async def run_server(port: int, host: str, location: str, environment: Mapping[str, str], limits: Limits) -> int:
     """Serve on `host`:`port` with the model at `location` until SIGTERM or SIGINT; the exit code.
 
-    Raises `OSError` when the port is taken.
+    Raises `InputError` when the port cannot be had.
     """
     raise_open_files()
-    sockets = bind_sockets(port, host or None, backlog=1024)
+    try:
+        sockets = bind_sockets(port, host or None, backlog=1024)
+    except OSError as error:
+        from fraudnb.schema import InputError
+
+        reason = f"Port {port} of {host} cannot be had: {error.strerror}."
+        raise InputError(f"{reason} End what uses it, or choose another by --port or PORT.") from error
     port = sockets[0].getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="fraudnb-serve-"))
     try:
@@ -820,8 +826,8 @@ async def drained(service: Service, seconds: float = 24.0, quiet: float = 0.5) -
 def serve(port: int | None = None, host: str | None = None, model: str | None = None) -> int:
     """Serve the page and the API until SIGTERM; the exit code.
 
-    Raises `InputError` for wrong limits, `ModelError` when there is none in a local folder (one on S3 is waited for),
-    and `OSError` when the port cannot be had.
+    Raises `InputError` for wrong limits and for a port that cannot be had, and `ModelError` when there is no model in a
+    local folder (one on S3 is waited for).
     """
     environment = dict(os.environ)
     location = model or environment.get("MODEL_URI") or "models/main"

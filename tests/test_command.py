@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -250,6 +251,12 @@ def test_missing_model(place):
     assert missing in refused(place, "serve", "--model", "models/mian", "--port", 0, by=command)
     (place / "models/main/model.onnx").unlink()
     assert "model.onnx is missing" in refused(place, "in.csv")
+
+
+def test_port_that_is_taken(place):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"Port {port} of 127.0.0.1 cannot be had" in refused(place, "serve", "--port", port, by=command)
 
 
 def test_tampered_model(place):
