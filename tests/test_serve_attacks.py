@@ -261,7 +261,7 @@ def test_a_slow_client_is_dropped_and_bothers_nobody(server):
             client.sendall(head + (b"\r\n[" if number % 2 else b"X-A: "))
         started = time.monotonic()
         assert server.score([ROW]).status == 200
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4  # it did not wait for any of them
         for client in slow[1::2]:  # the body's time is 5 s, the headers' 20 s
             client.settimeout(15)
             with contextlib.suppress(ConnectionResetError):
