@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .errors import InputError, near_match
+from .files import atomic_path
+
 if TYPE_CHECKING:
     from fraudnb.score import Scored
 
@@ -70,9 +73,9 @@ def exit_code(command: Callable[[], int | None], debug: bool = False) -> int:
 def expected_error(error: Exception) -> int | None:
     """The exit code for an error that users are told about in one paragraph; None for one that is a bug."""
     # imported only when something went wrong: `fraudnb --help` must not wait for pandas
+
     from fraudnb.model import ModelError
     from fraudnb.runs import StepFailed
-    from fraudnb.schema import InputError
 
     if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
         return 1
@@ -94,8 +97,6 @@ def join_pairs(words: Sequence[str]) -> list[str]:
 # %% ../nbs/18_cli.ipynb #347146ea
 def split_pairs(pairs: Sequence[str], form: str = "-p NAME VALUE") -> list[tuple[str, str]]:
     """Each "NAME=VALUE" of `pairs` as a tuple; raises `InputError` for one without a value, as `form` would have it."""
-    from fraudnb.schema import InputError
-
     for pair in pairs:
         if "=" not in pair:
             raise InputError(f"{form[:2]} {pair} has no value: write {form}.")
@@ -289,8 +290,6 @@ def metrics(
 # %% ../nbs/18_cli.ipynb #43ef7986
 def read_metrics(run: str, root: Path) -> dict[str, float]:
     """The numbers in `runs/<run>/metrics.json` of the project at `root`; raises `InputError`."""
-    from fraudnb.schema import InputError, near_match
-
     path = root / "runs" / run / "metrics.json"
     if not path.is_file():
         known = [one.parent.name for one in (root / "runs").glob("*/metrics.json")]
@@ -339,9 +338,9 @@ def diff(
     ] = False,
 ) -> int:
     """Compare two runs on the same test rows: which differences are real?"""
+
     from fraudnb import compare, runs
     from fraudnb.model import to_json
-    from fraudnb.schema import atomic_path
 
     root = runs.project_root()
     values = runs.read_yaml(root / "params.yaml") if (root / "params.yaml").exists() else {}
@@ -417,7 +416,7 @@ def score(
     ] = None,
 ) -> None:
     """Add the probability of fraud and a decision to each transaction."""
-    from fraudnb.schema import InputError
+
     from fraudnb.score import is_folder
 
     if is_folder(input):
@@ -447,9 +446,9 @@ def score_one(input: str, out: str | None, model: str, threshold: float | None) 
 # %% ../nbs/18_cli.ipynb #a957d81a
 def score_folder(input: str, out: str, model: str, threshold: float | None, scheduler: str | None) -> None:
     """Score the Parquet files below `input` into `out`; raises `InputError`, `ModelError` and `StepFailed`."""
+
     from fraudnb.cluster import ClusterLost, open_executor
     from fraudnb.runs import StepFailed
-    from fraudnb.schema import InputError
     from fraudnb.score import describe_failures, list_partitions, plan_job, score_partitions
 
     names = list_partitions(input)
@@ -504,8 +503,8 @@ def drift(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say which values have drifted away from the model's training rows. Exit code 3: some have."""
+
     from fraudnb.drift import check_drift, verdict_sentence, write_drift
-    from fraudnb.schema import InputError
     from fraudnb.score import bundle_at, decision_rule
 
     if out is not None and out.suffix not in (".html", ".json"):
@@ -543,8 +542,6 @@ def serve(
     try:
         from fraudnb import serve as server
     except ModuleNotFoundError as error:
-        from fraudnb.schema import InputError
-
         raise InputError(f"{error.name} is not installed: pip install 'fraudnb[serve]'.") from error
     return server.serve(port, host, model)
 
@@ -552,8 +549,8 @@ def serve(
 @app.command(hidden=True)
 def source(notebook: str, out: Annotated[Path, typer.Option("--out")]) -> None:
     """Write the code that executing NOTEBOOK depends on to a file, for DVC to compare."""
+
     from fraudnb.runs import find_notebook, notebook_source, project_root
-    from fraudnb.schema import atomic_path
 
     root = project_root()
     with atomic_path(out) as temporary:

@@ -21,8 +21,8 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from .errors import InputError, join_names, short
 from .runs import StepFailed
-from .schema import InputError, join_names, short
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .errors import InputError
 from fraudnb.metrics import (
     Decision,
     Ranking,
@@ -41,7 +42,7 @@ from fraudnb.metrics import (
     with_decisions,
 )
 from .runs import execution_notes, read_cells, read_parameters, run_seconds, running_cell
-from .schema import InputError, read_about
+from .schema import read_about
 
 # %% ../nbs/15_compare.ipynb #02f671dd
 def scores_ranking(scores: pd.DataFrame) -> Ranking:

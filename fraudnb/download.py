@@ -18,11 +18,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .errors import InputError, short
 from .fetch import download_data_from_s3, fetch, public_url, upload_data_to_s3
 from .runs import check_running, project_path
 from .sample import sample_transactions
 from fraudnb.schema import (
-    InputError,
     Schema,
     check_columns,
     check_table,
@@ -32,7 +32,6 @@ from fraudnb.schema import (
     is_parquet,
     missing_marks,
     parquet_batches,
-    short,
     table_writer,
 )
 

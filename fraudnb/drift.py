@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .errors import InputError
+from .files import atomic_path
 from .model import Model, input_matrix
 from .rule import Rule
-from .schema import InputError, Schema, atomic_path
+from .schema import Schema
 
 # %% ../nbs/32_drift.ipynb #d804e839
 def bin_edges(values: np.ndarray, weight: np.ndarray, bins: int = 20) -> np.ndarray:

@@ -19,7 +19,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from .drift import summarise
+from .errors import InputError
 from .figures import as_image, new_figure, use_log_axis
+from .files import atomic_path
 from fraudnb.metrics import (
     Decision,
     Ranking,
@@ -42,7 +44,7 @@ from .model import Model, ModelError, input_matrix, load_model, predict_probabil
 from .quality import row_columns, savings
 from .rule import Rule, rule_of
 from .runs import as_number, check_running, project_path, record_numbers
-from .schema import InputError, Schema, atomic_path, read_table, write_table
+from .schema import Schema, read_table, write_table
 
 # %% ../nbs/04_evaluate.ipynb #906fa085
 def plot_confusion(matrix: np.ndarray) -> Figure:

@@ -44,8 +44,9 @@ from botocore.config import Config
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 from tqdm import tqdm
 
+from .errors import InputError, join_names, near_match, short
+from .files import atomic_path
 from .model import Model, ModelError, file_sha256, load_model
-from .schema import InputError, atomic_path, join_names, near_match, short
 
 log = logging.getLogger("fraudnb")
 

@@ -28,8 +28,8 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 import urllib3
 
 from .compare import safe_text, to_markdown
+from .errors import InputError
 from .runs import StepFailed
-from .schema import InputError
 
 # %% ../nbs/24_github.ipynb #710dbb19
 MOST_BYTES = 1_000_000  # of the zip, and of what is in it; a real one has 15,000

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from .errors import InputError
 from .model import Model, ModelError, check_self_test, load_model
 from .rule import needed_columns, rule_of
 
@@ -81,8 +82,6 @@ def fetch_bundle(location: str, known: str, folder: Path) -> str:
 # %% ../nbs/28_live.ipynb #e5528404
 def fetch_command() -> None:
     """`fetch_bundle` with the command line's LOCATION, KNOWN and FOLDER; prints the version, or why there is none."""
-    from fraudnb.schema import InputError
-
     try:
         print(fetch_bundle(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
     except InputError as error:

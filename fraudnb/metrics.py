@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .schema import InputError
+from .errors import InputError
 
 # %% ../nbs/23_metrics.ipynb #0dd940cc
 @dataclass(frozen=True)

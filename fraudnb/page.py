@@ -21,6 +21,7 @@ import traitlets
 from IPython.display import display
 
 import fraudnb
+from .errors import InputError
 from .rule import needed_columns, rule_of
 
 # %% ../nbs/25_page.ipynb #cf7b20ef
@@ -208,7 +209,6 @@ class LocalService:
 
         from fraudnb.explain import reasons_of
         from fraudnb.model import input_matrix
-        from fraudnb.schema import InputError
         from fraudnb.score import score_table
 
         table = pd.DataFrame([dict(row)])
@@ -228,7 +228,6 @@ def score_content(model: Any, name: str, content: bytes, threshold: float | None
     """The transactions of a file called `name` as CSV with probability and decision; raises `Refused`."""
     from tempfile import TemporaryDirectory
 
-    from fraudnb.schema import InputError
     from fraudnb.score import decision_rule, read_blocks, score_blocks, some_rows, write_blocks
 
     with TemporaryDirectory(prefix="fraudnb-") as folder:

@@ -29,10 +29,11 @@ from sklearn.manifold import TSNE
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import RobustScaler, StandardScaler
 
+from .errors import InputError, near_match
 from .figures import as_image, new_figure
 from .model import file_sha256
 from .runs import check_running, project_path
-from .schema import InputError, Schema, near_match, parquet_batches, read_about, read_schema, table_writer
+from .schema import Schema, parquet_batches, read_about, read_schema, table_writer
 
 # %% ../nbs/02_preprocess.ipynb #aa555206
 def read_batches(path: Path, columns: Sequence[str] | None = None, rows: int = 262_144) -> Iterator[pd.DataFrame]:

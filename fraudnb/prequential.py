@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .errors import InputError
 from .figures import as_image, new_figure
-from .schema import InputError
 
 # %% ../nbs/30_prequential.ipynb #9e1b7f36
 class PrequentialSplit:

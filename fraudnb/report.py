@@ -45,8 +45,9 @@ from urllib.parse import quote
 
 # %% ../nbs/16_report.ipynb #5d69176a
 import fraudnb
+from .errors import InputError, near_match, short
+from .files import atomic_path
 from .runs import StepFailed, parse_parameters, run_folders
-from .schema import InputError, atomic_path, near_match, short
 from fraudnb.sweep import (
     FOLDERS,
     end_with_parent,

@@ -35,7 +35,8 @@ from typing import Any
 
 import yaml
 
-from .schema import InputError, atomic_path, near_match, short
+from .errors import InputError, near_match, short
+from .files import atomic_path
 
 # %% ../nbs/13_runs.ipynb #b270ae46
 def project_root(start: Path | None = None) -> Path:

@@ -27,20 +27,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .errors import InputError, join_names, near_match
+from .files import atomic_path
 from .model import Model, ModelError, file_sha256, load_model, predict_probability
 from .rule import Rule, needed_columns, rule_of
 from fraudnb.schema import (
-    InputError,
     Schema,
-    atomic_path,
     csv_batches,
     describe_problems,
     explain_unreadable,
     find_problems,
     is_parquet,
-    join_names,
     missing_marks,
-    near_match,
     parquet_batches,
 )
 

@@ -38,6 +38,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from .errors import InputError
+
 # %% ../nbs/17_serve.ipynb #8acb7260
 import nbformat
 import tornado.web
@@ -642,8 +644,6 @@ async def run_server(port: int, host: str, location: str, environment: Mapping[s
     try:
         sockets = bind_sockets(port, host or None, backlog=1024)
     except OSError as error:
-        from fraudnb.schema import InputError
-
         reason = f"Port {port} of {host} cannot be had: {error.strerror}."
         raise InputError(f"{reason} End what uses it, or choose another by --port or PORT.") from error
     port = sockets[0].getsockname()[1]
@@ -836,8 +836,6 @@ def serve(port: int | None = None, host: str | None = None, model: str | None = 
     try:
         limits = read_limits(environment)
     except ValueError as error:
-        from fraudnb.schema import InputError
-
         raise InputError(str(error)) from error
     if "://" not in location:
         read_card(location)

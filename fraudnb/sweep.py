@@ -43,6 +43,7 @@ import yaml
 
 # %% ../nbs/14_sweep.ipynb #77f493ff
 from .cluster import ClusterLost, check_scheduler, open_executor
+from .errors import InputError, near_match, short
 from fraudnb.fetch import (
     exists,
     explain_os,
@@ -54,6 +55,7 @@ from fraudnb.fetch import (
     store_bytes,
     store_file,
 )
+from .files import atomic_path
 from .metrics import smaller_is_better
 from fraudnb.runs import (
     Parameter,
@@ -73,7 +75,6 @@ from fraudnb.runs import (
     run_notebook,
     value_fits,
 )
-from .schema import InputError, atomic_path, near_match, short
 
 # %% ../nbs/14_sweep.ipynb #6c934c58
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.validation import has_fit_parameter
 
 # %% ../nbs/03_train.ipynb #922d14f1
+from .errors import InputError, near_match
 from .figures import as_image, new_figure
 from .model import ModelError, file_sha256, input_matrix, open_session, predict_matrix, read_card
 from fraudnb.preprocess import (
@@ -63,7 +64,7 @@ from fraudnb.preprocess import (
 )
 from .prequential import PrequentialSplit, check_windows, plot_windows, summarise_folds
 from .runs import check_running, project_path, record_numbers
-from .schema import InputError, Schema, near_match
+from .schema import Schema
 
 # %% ../nbs/03_train.ipynb #b46f7cff
 def make_estimator(name: str, jobs: int = 1, seed: int = 0) -> Any:

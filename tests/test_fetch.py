@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from fraudnb.errors import InputError
 from fraudnb.fetch import (
     download_data_from_s3,
     download_url,
@@ -35,7 +36,6 @@ from fraudnb.fetch import (
     store_file,
     upload_data_to_s3,
 )
-from fraudnb.schema import InputError
 
 MB = 1 << 20
 EARLIER = b"earlier content\n"

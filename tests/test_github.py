@@ -18,9 +18,9 @@ import pytest
 from project import command, environment, paragraph
 
 from fraudnb.compare import to_markdown
+from fraudnb.errors import InputError
 from fraudnb.github import AUTHOR, MARKER, MOST_BYTES, check_comparison, comment_on_run
 from fraudnb.runs import StepFailed
-from fraudnb.schema import InputError
 
 HEAD, OLDER = "a" * 40, "b" * 40
 BOT = {"login": AUTHOR, "type": "Bot"}

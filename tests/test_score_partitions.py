@@ -26,9 +26,9 @@ from test_command import score
 from test_fetch import Wire
 
 from fraudnb.cluster import ClusterLost, connect, hand_on, open_executor
+from fraudnb.errors import InputError
 from fraudnb.fetch import join_location, list_files, read_bytes, store_bytes, store_file
 from fraudnb.model import save_bundle
-from fraudnb.schema import InputError
 from fraudnb.score import plan_job, score_partition, while_unchanged
 
 INPUTS = [*FEATURES, "Amount"]

@@ -11,8 +11,8 @@ bundle.py load URL FILE        and back, if there is one
 import sys
 from pathlib import Path
 
+from fraudnb.errors import InputError
 from fraudnb.fetch import exists, join_location, list_files, read_bytes, store_bytes, store_file
-from fraudnb.schema import InputError
 
 
 def current(url: str) -> str:
