@@ -14,7 +14,7 @@ restore: .venv/installed  ## results that dvc.lock names, as far as the DVC cach
 
 test: .venv/installed  ## export and clean check, nbdev-test, pytest
 	nbdev-test
-	pytest -n 3 --dist loadgroup
+	pytest -n 3 --no-loadscope-reorder
 
 check: .venv/installed  ## what an edited notebook needs before a commit; fails where git then shows a change
 	nbdev-export

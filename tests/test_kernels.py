@@ -271,7 +271,6 @@ SAME = {
 }
 
 
-@pytest.mark.xdist_group("alike")
 @pytest.mark.parametrize("name", SAME)
 def test_same_as_in_a_plain_kernel(alike, name):
     code, expected = SAME[name]
@@ -280,7 +279,6 @@ def test_same_as_in_a_plain_kernel(alike, name):
     assert forked == plain
 
 
-@pytest.mark.xdist_group("alike")
 def test_what_children_write_arrives(alike):
     """Programs write to the file descriptors, past Python; it comes as a stream, perhaps after the cell has ended."""
     for one in alike:

@@ -23,8 +23,6 @@ from fraudnb.score import plan_job, score_partition, score_table
 PARQUET = "application/vnd.apache.parquet"
 COST, RATE = 0.05, 0.8  # so cheap a look that some hundred rows of the sample are worth it
 
-pytestmark = pytest.mark.xdist_group("rule")  # one worker, one server
-
 
 @pytest.fixture(scope="module")
 def project(small_run, tmp_path_factory) -> Path:

@@ -23,8 +23,6 @@ from fraudnb.model import load_model, predict_probability
 
 PARQUET = "application/vnd.apache.parquet"
 
-pytestmark = pytest.mark.xdist_group("serve_api")  # one worker, one server
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -28,8 +28,6 @@ TOKEN = "a token of the tests"
 CSV = {"Content-Type": "text/csv"}
 NOBODYS = "00000000-0000-4000-8000-000000000000"  # a kernel
 
-pytestmark = pytest.mark.xdist_group("serve_attacks")  # one worker, one server
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -8,8 +8,6 @@ from serving import Server, serving, toy_bundle
 
 TOKEN = "a token of the tests"
 
-pytestmark = pytest.mark.xdist_group("serve_browser")  # one worker, one server
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

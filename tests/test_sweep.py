@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import free_port
+from conftest import free_port, made_once
 from project import (
     BIN,
     command,
@@ -163,24 +163,26 @@ def numbered(count: int) -> str:
 GRID = ("30_square", "--then", "31_double", "-g", "side=1,2", "-g", "kind=plain,big", "-g", "note=[/a]")
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory) -> Path:
+SETTINGS = ("-p", "settings", "{factor: 2, offset: 1}")
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory, worker_id) -> Path:
     """A project in which a grid of four was swept by the command; to be read or copied."""
-    project = make_little(tmp_path_factory.mktemp("swept") / "project")
-    done = command(project, "sweep", *GRID, "-p", "settings", "{factor: 2, offset: 1}", "--by", "double")
-    assert done.returncode == 0, done.stderr
-    (project / "printed").write_text(done.stdout)
-    (project / "told").write_text(done.stderr)
-    return project
+
+    def make(folder: Path) -> None:
+        done = command(make_little(folder), "sweep", *GRID, *SETTINGS, "--by", "double")
+        assert done.returncode == 0, done.stderr
+        (folder / "printed").write_text(done.stdout)
+        (folder / "told").write_text(done.stderr)
+
+    return made_once(tmp_path_factory, worker_id, "swept", make)
 
 
 @pytest.fixture
 def again(swept, tmp_path) -> Path:
     """A copy of the swept project, in which the grid may be swept again."""
     return shutil.copytree(swept, tmp_path / "project")
-
-
-SETTINGS = ("-p", "settings", "{factor: 2, offset: 1}")
 
 
 def test_each_run_has_a_folder(swept):
