@@ -109,6 +109,8 @@ def running(command: list, port: int, path: str, env: dict[str, str], log: Path)
                 if process.poll() is not None:
                     sys.exit(log.read_text())
                 time.sleep(0.1)
+            else:
+                sys.exit(f"{command[0]} did not answer at port {port} within a minute: {log.read_text()}")
             yield process, private["XDG_RUNTIME_DIR"]
         finally:
             process.terminate()
