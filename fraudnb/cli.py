@@ -58,10 +58,9 @@ def exit_code(command: Callable[[], int | None], debug: bool = False) -> int:
         return 130
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's usage errors have no public class
-            print(
-                f"fraudnb: {error.format_message() or 'nothing to do.'} `fraudnb --help` lists what there is.",
-                file=sys.stderr,
-            )
+            said = error.format_message() or "nothing to do."
+            end = "" if said.endswith((".", "?")) else "."
+            print(f"fraudnb: {said}{end} `fraudnb --help` lists what there is.", file=sys.stderr)
             return 2
         code = expected_error(error)
         if debug or code is None:

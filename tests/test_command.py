@@ -259,6 +259,18 @@ def test_port_that_is_taken(place):
         assert f"Port {port} of 127.0.0.1 cannot be had" in refused(place, "serve", "--port", port, by=command)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("serve", "--port", 99_999), "less than or equal to 65535. `fraudnb --help`"),
+        (("serve", "--modle", "x"), "No such option: --modle (Possible options: --model). `fraudnb --help`"),
+        (("srve",), "Did you mean 'serve', 'score', 'source'? `fraudnb --help`"),
+    ],
+)
+def test_wrong_words_are_told_in_whole_sentences(place, words, said):
+    assert said in refused(place, *words, by=command)
+
+
 def test_tampered_model(place):
     """One byte changed, then half the file cut off: the checksum of the card tells."""
     path = place / "models/main/model.onnx"
