@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: run restore test check wheel lab sweep serve report bench lock clean
+.PHONY: run restore test test-all check wheel lab sweep serve report bench lock clean
 
 run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
 	dvc repro
@@ -12,7 +12,11 @@ run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
 restore: .venv/installed  ## results that dvc.lock names, as far as the DVC cache has them: `make run` then makes the rest
 	dvc checkout --quiet --allow-missing
 
-test: .venv/installed  ## export and clean check, nbdev-test, pytest
+test: .venv/installed  ## what every change may break, some cases of each kind: export and clean check, lessons, pytest
+	nbdev-test
+	pytest -n 3 --no-loadscope-reorder -m "not thorough"
+
+test-all: .venv/installed  ## all that is tested: every case, door, repeat and browser
 	nbdev-test
 	pytest -n 3 --no-loadscope-reorder
 

@@ -153,6 +153,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # a shell lets what it starts with & ignore Ctrl-C, and all children of this process would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: takes a minute; started first, so that the other worker does the rest")
+    config.addinivalue_line("markers", "thorough: all cases, doors, repeats, browsers; left out by `make test`")
     if not hasattr(config, "workerinput"):
         # not below pytest's own folder: the path of a Unix socket has 108 bytes at most
         config.stash[RUNTIME] = Path(tempfile.mkdtemp(prefix="fraudnb-tests-", dir="/tmp"))
