@@ -7,11 +7,10 @@ __all__ = ['WARM_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipel
            'parse_parameters', 'read_parameters', 'read_cells', 'read_notebook', 'execution_notes', 'run_seconds',
            'value_fits', 'parse_value', 'check_value', 'check_parameters', 'check_running', 'read_values', 'read_yaml',
            'read_sections', 'plan_run', 'check_name', 'run_folders', 'as_number', 'without_rfc3987', 'open_scrapbook',
-           'record_numbers', 'read_numbers', 'write_metrics', 'free_names', 'inner_names', 'names_of', 'needed_cells',
-           'mark_lessons', 'library_text', 'library_import', 'use_library', 'StepFailed', 'running_cell', 'failure',
-           'kernel_settings', 'prepare_kernels', 'set_wait_policy', 'register_engine', 'shorten_streams',
-           'memory_argument', 'execute', 'run_notebook', 'run_plan', 'in_thread', 'parse_cell', 'normal_code',
-           'imported_modules', 'notebook_source']
+           'record_numbers', 'read_numbers', 'write_metrics', 'leave_out_lessons', 'library_text', 'parse_cell',
+           'bound_names', 'library_import', 'use_library', 'StepFailed', 'running_cell', 'failure', 'kernel_settings',
+           'prepare_kernels', 'set_wait_policy', 'register_engine', 'shorten_streams', 'memory_argument', 'execute',
+           'run_notebook', 'run_plan', 'in_thread', 'normal_code', 'imported_modules', 'notebook_source']
 
 # %% ../nbs/13_runs.ipynb #3e7cf746
 import ast
@@ -22,6 +21,7 @@ import logging
 import math
 import os
 import re
+import symtable
 import sys
 import threading
 import tokenize
@@ -309,86 +309,13 @@ def write_metrics(notebook: Path, path: Path) -> dict[str, int | float]:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return numbers
 
-# %% ../nbs/13_runs.ipynb #b3924e82
-def free_names(node: ast.AST, bound: set[str]) -> set[str]:
-    """Names that the code `node` reads and that are not in `bound`, to which those are added that it binds."""
-    match node:
-        case ast.Name(ctx=ast.Load()):
-            return {node.id} - bound
-        case ast.Name():
-            bound.add(node.id)
-            return set()
-        case ast.Import() | ast.ImportFrom():
-            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-            return set()
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            bound.add(node.name)
-            return inner_names(node) - bound
-        case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
-            return inner_names(node) - bound
-        case ast.For():
-            free = free_names(node.iter, bound) | free_names(node.target, bound)
-            return free.union(*(free_names(one, set(bound)) for one in [*node.body, *node.orelse]))
-        case ast.If() | ast.While() | ast.Try() | ast.Match():
-            perhaps = set(bound)  # what is bound in a branch may not be bound after it
-            return set().union(*(free_names(one, perhaps) for one in ast.iter_child_nodes(node)))
-        case ast.AugAssign():
-            return free_names(node.value, bound) | {
-                one.id for one in ast.walk(node.target) if isinstance(one, ast.Name)
-            }
-    # a value is read before its target is bound
-    parts = sorted(ast.iter_child_nodes(node), key=lambda one: isinstance(getattr(one, "ctx", None), ast.Store))
-    return set().union(*(free_names(part, bound) for part in parts))
-
-# %% ../nbs/13_runs.ipynb #504e738c
-def inner_names(node: ast.AST) -> set[str]:
-    """Names that the function, class or comprehension `node` reads and does not itself bind."""
-    names = [one for one in ast.walk(node) if isinstance(one, ast.Name)]
-    bound = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
-    bound |= {one.id for one in names if not isinstance(one.ctx, ast.Load)}
-    return {one.id for one in names} - bound
-
-# %% ../nbs/13_runs.ipynb #9d1db440
-def names_of(source: str) -> tuple[set[str], set[str], bool]:
-    """Names that the cell `source` reads from outside and names it binds, and whether it defines a function."""
-    bound: set[str] = set()
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return set(), {"*"}, False
-    free = free_names(tree, bound)
-    return free, bound, any(isinstance(node, ast.FunctionDef | ast.Lambda) for node in ast.walk(tree))
-
-# %% ../nbs/13_runs.ipynb #84066f41
-@functools.lru_cache(maxsize=32)
-def needed_cells(sources: tuple[str, ...], steps: tuple[bool, ...]) -> list[bool]:
-    """Which of the code cells `sources` have to run for those marked in `steps` to do their work."""
-    if not any(steps):
-        return [True] * len(sources)
-    names = [names_of(source) for source in sources]
-    needed, late, before = list(steps), set(), None
-    while needed != before:
-        before, wanted = list(needed), set()
-        for number, (free, bound, function) in reversed(list(enumerate(names))):
-            needed[number] = needed[number] or "*" in bound or bool(bound & (wanted | late))
-            if needed[number]:
-                wanted = (wanted - bound) | free
-                # what a function reads may be defined below it
-                late |= free if function else set()
-    return needed
-
 # %% ../nbs/13_runs.ipynb #365cb6d4
-def mark_lessons(cells: Sequence[dict[str, Any]]) -> None:
-    """Tag with `skip-execution` those of a notebook's `cells` that its working cells do not need."""
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    sources = tuple("".join(cell["source"]) for cell in code)
-    working = [source.startswith("#| eval: false") for source in sources]
-    tags = [cell["metadata"].setdefault("tags", []) for cell in code]
-    given = [any(working) and bool({"parameters", "injected-parameters"} & set(one)) for one in tags]
-    steps = tuple(one or other for one, other in zip(working, given, strict=True))
-    for needed, one in zip(needed_cells(sources, steps), tags, strict=True):
-        if not needed:
-            one.append("skip-execution")
+def leave_out_lessons(cells: Sequence[dict[str, Any]]) -> None:
+    """Tag with `skip-execution` those of a notebook's `cells` that are tagged `lesson`, so that nbclient skips them."""
+    for cell in cells:
+        tags = cell.setdefault("metadata", {}).setdefault("tags", [])
+        if "lesson" in tags:
+            tags.append("skip-execution")
 
 # %% ../nbs/13_runs.ipynb #b71aede7
 def library_text(source: str) -> str:
@@ -396,10 +323,37 @@ def library_text(source: str) -> str:
     lines = [line for line in source.strip().splitlines() if not line.startswith("#|")]
     return re.sub(r"^from fraudnb\.", "from .", "\n".join(lines), flags=re.MULTILINE).strip()
 
+# %% ../nbs/13_runs.ipynb #459f5caf
+def parse_cell(source: str) -> ast.Module | None:
+    """The cell `source` as Python, with lines of IPython magic left empty; None when it is no Python."""
+    lines = ["pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
+    if source.lstrip().startswith("%%"):
+        return None  # the whole cell is another language's
+    try:
+        return ast.parse("\n".join(lines))
+    except SyntaxError:
+        return None
+
+# %% ../nbs/13_runs.ipynb #b0a1c5d2
+def bound_names(source: str) -> set[str]:
+    """Names that the cell `source` gives a value by itself, imports included; "*" among them where it may be any."""
+    tree = parse_cell(source)
+    if tree is None:
+        return {"*"}
+    nodes = list(ast.walk(tree))
+    names = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    names |= {"*"} if any(isinstance(node, ast.alias) and node.name == "*" for node in nodes) else set()
+    symbols = symtable.symtable(ast.unparse(tree), "cell", "exec").get_symbols()
+    return names | {one.get_name() for one in symbols if one.is_assigned() or one.is_imported()}
+
 # %% ../nbs/13_runs.ipynb #2e625c05
 @functools.lru_cache(maxsize=32)
-def library_import(sources: tuple[str, ...], module: Path) -> str:
-    """An import of all names that the export cells `sources` bind, if each is in `module` word for word; else empty."""
+def library_import(sources: tuple[str, ...], module: Path, others: tuple[str, ...] = ()) -> str:
+    """An import of all names that the export cells `sources` bind, if it can take their place; else empty.
+
+    Each must be in `module` word for word, and none of their functions and constants may be bound by a cell of
+    `others`.
+    """
     if not sources or not module.is_file():
         return ""
     text = re.sub(r"^# %% .*$", "# %%", module.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -407,22 +361,24 @@ def library_import(sources: tuple[str, ...], module: Path) -> str:
     parts = {library_text(part) for part in text.split("# %%\n")}
     if any(library_text(source) not in parts for source in sources):
         return ""
-    names = sorted(set().union(*(names_of(source)[1] for source in sources)))
-    return f"from {module.parent.name}.{module.stem} import ({', '.join(names)})" if "*" not in names else ""
+    names = set().union(*(bound_names(source) for source in sources))
+    elsewhere = set().union(*(bound_names(source) for source in others))
+    if "*" in names | elsewhere or names & elsewhere:
+        return ""
+    return f"from {module.parent.name}.{module.stem} import ({', '.join(sorted(names))})"
 
 # %% ../nbs/13_runs.ipynb #92a202ab
 def use_library(cells: list[Any], library: Path, new_cell: Callable[[str], Any]) -> None:
     """Let one import take the place of the export cells among a notebook's `cells` that are to be run, if it can."""
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    sources = ["".join(cell["source"]) for cell in code]
-    named = next((source.split()[-1] for source in sources if source.startswith("#| default_exp ")), "")
-    exported = [
-        cell
-        for cell, source in zip(code, sources, strict=True)
-        if source.startswith("#| export\n") and "skip-execution" not in cell["metadata"]["tags"]
-    ]
-    taken = library_import(tuple("".join(cell["source"]) for cell in exported), library / f"{named}.py")
-    if taken:
+    named = re.findall(r"^#\| default_exp (\S+)", "\n".join("".join(cell["source"]) for cell in code), re.MULTILINE)
+    exported: list[Any] = []
+    others: list[Any] = []
+    for cell in code:
+        if "skip-execution" not in cell["metadata"]["tags"]:
+            (exported if "".join(cell["source"]).startswith("#| export\n") else others).append(cell)
+    own, working = (tuple("".join(cell["source"]) for cell in part) for part in (exported, others))
+    if taken := library_import(own, library / f"{''.join(named[:1])}.py", working):
         cells.insert(cells.index(exported[0]), new_cell(taken))
         for cell in exported:
             cell["metadata"]["tags"].append("skip-execution")
@@ -542,7 +498,7 @@ def register_engine() -> str:
     class LibraryEngine(Engine):
         @classmethod
         def execute_notebook(cls, nb: Any, kernel_name: str, output_path: str | None = None, **options: Any) -> Any:
-            mark_lessons(nb.cells)
+            leave_out_lessons(nb.cells)
             use_library(nb.cells, library, lambda source: new_code_cell(source, metadata={"tags": ["library"]}))
             manager = Manager(nb, output_path, progress_bar=options["progress_bar"], autosave_cell_every=0)
             kept = {name: options[name] for name in ("timeout_func", "extra_arguments", "resources", "config")}
@@ -681,17 +637,6 @@ def in_thread(job: Callable[[], Any]) -> Future:
     threading.Thread(target=work, daemon=True).start()
     return future
 
-# %% ../nbs/13_runs.ipynb #459f5caf
-def parse_cell(source: str) -> ast.Module | None:
-    """The cell `source` as Python, with lines of IPython magic left empty; None when it is no Python."""
-    lines = ["pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
-    if source.lstrip().startswith("%%"):
-        return None  # the whole cell is another language's
-    try:
-        return ast.parse("\n".join(lines))
-    except SyntaxError:
-        return None
-
 # %% ../nbs/13_runs.ipynb #4a462b69
 def normal_code(source: str) -> str:
     """Python `source` without comments and layout; lines of IPython magic, and what is no Python, as they stand."""
@@ -722,8 +667,8 @@ def notebook_source(notebook: Path, library: Path) -> str:
     Lessons, cells tagged `skip-execution` and cells that are not code are no part of it.
     """
     cells = [cell for cell in read_cells(notebook) if cell["cell_type"] == "code"]
-    mark_lessons(cells)
-    run = [cell for cell in cells if "skip-execution" not in cell.get("metadata", {}).get("tags", [])]
+    leave_out_lessons(cells)
+    run = [cell for cell in cells if "skip-execution" not in cell["metadata"]["tags"]]
     codes = [normal_code("".join(cell["source"])) for cell in run]
     own, sources = "\n".join(codes), {}
     waiting = set().union(*(imported_modules(code, library) for code in codes))

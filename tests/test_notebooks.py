@@ -1,6 +1,7 @@
 """The notebooks are the source: exported, clean, readable, and runnable by the standard tools."""
 
 import ast
+import builtins
 import json
 import re
 import shutil
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cell_names import binds, changes, reads
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+STEPS = [path for path in NOTEBOOKS if path.stem[:2] <= "04"]
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -62,7 +66,9 @@ def test_no_lesson_overwrites_a_parameter(notebook):
     from fraudnb.runs import read_parameters
 
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    lessons = [cell for cell in cells if cell["cell_type"] == "code" and not cell["metadata"].get("tags")]
+    lessons = [
+        cell for cell in cells if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])
+    ]
     for cell in lessons:
         tree = ast.parse("".join(line for line in cell["source"] if not line.startswith(("%", "!"))))
         inner = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)
@@ -71,6 +77,69 @@ def test_no_lesson_overwrites_a_parameter(notebook):
         stored = {one.id for one in names if isinstance(one.ctx, ast.Store)}
         overwritten = stored & set(read_parameters(notebook))
         assert not overwritten, f"{notebook.stem}: {overwritten}"
+
+
+def cells_by_kind(notebook: Path) -> list[tuple[int, str, str]]:
+    """Number, kind ("lesson", "export", "parameters" or "work") and source of each code cell."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    found = []
+    for number, cell in enumerate(cells, start=1):
+        tags, source = cell["metadata"].get("tags", []), "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            exported = re.search(r"^#\s*\|\s*export", source, re.MULTILINE)
+            kinds = ["lesson"] * ("lesson" in tags) + ["export"] * bool(exported)
+            kinds += ["parameters"] * ("parameters" in tags)
+            assert len(kinds) <= 1, f"cell {number} of {notebook.name} is {' and '.join(kinds)}"
+            found.append((number, *(kinds or ["work"]), source))
+    return found
+
+
+@pytest.mark.parametrize("notebook", STEPS, ids=lambda path: path.stem)
+def test_each_cell_of_a_step_says_whether_it_teaches_or_works(notebook):
+    """What nbdev-test runs, without data, is a lesson; what works on data is left out by nbdev-test.
+
+    Parameters, exported cells and imports are for both. So no cell slips through both doors, or runs by neither.
+    """
+    from nbdev.test import nb_test_cells
+
+    tested = {cell.id for cell in nb_test_cells(notebook)}
+    ids = [cell.get("id") for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]]
+    for number, kind, source in cells_by_kind(notebook):
+        statements = [type(one) for one in ast.parse(re.sub("^[%!].*", "pass", source, flags=re.MULTILINE)).body]
+        both = kind in ("export", "parameters") or set(statements) <= {ast.Import, ast.ImportFrom}
+        taught = ids[number - 1] in tested
+        assert both or taught == (kind == "lesson"), (
+            f"cell {number} of {notebook.name}: tag it `lesson` (fraudnb run leaves it out), "
+            f"or begin it with `#| eval: false` (nbdev-test leaves it out)"
+        )
+
+
+@pytest.mark.parametrize("notebook", STEPS, ids=lambda path: path.stem)
+def test_work_depends_on_no_lesson(notebook):
+    """`fraudnb run`, which leaves lessons out, and papermill, which does not, do the same work.
+
+    A working cell reads only what parameters, exported cells and earlier working cells bind, and no lesson binds or
+    changes, as far as its text shows, what a cell below it reads.
+    """
+    cells = cells_by_kind(notebook)
+    work = [(number, source) for number, kind, source in cells if kind != "lesson"]
+    bound = {number: binds(source) for number, _, source in cells}
+    everywhere = set().union(*(bound[number] for number, _ in work))
+    known, taught = set(dir(builtins)), set()
+    for number, kind, source in cells:
+        if kind == "lesson":
+            taught |= bound[number]
+            later = [names for place, other in work for names in reads(other)[int(place < number) :]]
+            above = set().union(*(bound[place] for place, _ in work if place < number))
+            hit = (bound[number] | changes(source)) & above & set().union(*later)
+            assert not hit, f"the lesson in cell {number} of {notebook.name} changes {hit}, which the work below uses"
+        else:
+            now, when_called = reads(source)
+            # what a branch of this very cell may bind, and no lesson does, fails by every door if it does not
+            now -= known | (bound[number] - taught)
+            missing = now | (when_called - known - everywhere)
+            assert not missing, f"cell {number} of {notebook.name} uses {missing}, which only a lesson may bind"
+            known |= bound[number]
 
 
 def test_every_section_of_values_fits_its_notebook():
