@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ANSWERS', 'ID_NAMES', 'LARGEST', 'MISSING', 'Limits', 'read_limits', 'Problem', 'problem_json', 'cell_error',
-           'rows_problem', 'Options', 'read_options', 'is_probability', 'decision_rule', 'choose_answer',
-           'read_json_body', 'refuse_constant', 'unique_names', 'Rows', 'json_rows', 'make_rows', 'check_count',
-           'known_names', 'name_errors', 'check_id', 'column_rows', 'value_matrix', 'numbers_fit', 'value_check',
-           'score_rows', 'describe_rows', 'answer_json', 'answer_rows', 'record_end', 'split_records', 'read_fields',
-           'read_numbers', 'arrow_names', 'find_numbers', 'read_number', 'CsvScan', 'scan_records', 'read_matrix',
-           'decide', 'check_header', 'take_header', 'scored_blocks', 'score_block', 'unpack', 'parquet_to_csv',
-           'bare_environment', 'convert_parquet']
+           'rows_problem', 'Options', 'read_options', 'is_probability', 'decision_rule', 'other_model',
+           'answer_headers', 'choose_answer', 'check_place', 'read_json_body', 'refuse_constant', 'unique_names',
+           'Rows', 'json_rows', 'make_rows', 'check_count', 'known_names', 'name_errors', 'check_id', 'column_rows',
+           'value_matrix', 'numbers_fit', 'value_check', 'score_rows', 'describe_rows', 'answer_json', 'answer_rows',
+           'record_end', 'split_records', 'read_fields', 'read_numbers', 'arrow_names', 'find_numbers', 'read_number',
+           'CsvScan', 'scan_records', 'read_matrix', 'decide', 'check_header', 'take_header', 'scored_blocks',
+           'score_block', 'unpack', 'parquet_to_csv', 'bare_environment', 'convert_parquet']
 
 # %% ../nbs/26_api.ipynb #67286a13
 import csv
@@ -32,11 +32,12 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import IO, Any
+from urllib.parse import quote
 
 import numpy as np
 
 from .model import Model, predict_matrix
-from .rule import Rule, needed_columns, rule_of
+from .rule import Rule, decided_by, needed_columns, rule_of
 
 # %% ../nbs/26_api.ipynb #0a7cd439
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ def read_limits(environment: Mapping[str, str]) -> Limits:
 
 # %% ../nbs/26_api.ipynb #5dd2d5fa
 class Problem(Exception):
-    """What is wrong with a request: HTTP `status`, `title`, `detail`, places in the rows, and headers."""
+    """What is wrong with a request: HTTP `status`, `title`, `detail`, places in the rows, and headers.
+
+    `more` are further members of the problem's JSON, such as the model that is there.
+    """
 
     def __init__(
         self,
@@ -80,16 +84,17 @@ class Problem(Exception):
         detail: str,
         errors: Sequence[Mapping[str, Any]] = (),
         retry_after: int | None = None,
+        more: Mapping[str, Any] | None = None,
     ):
         super().__init__(title)
         self.status, self.title, self.detail, self.errors = status, title, detail, list(errors)
-        self.retry_after = retry_after
+        self.retry_after, self.more = retry_after, dict(more or {})
 
 # %% ../nbs/26_api.ipynb #9e3e41fe
 def problem_json(problem: Problem) -> bytes:
     """`problem` as application/problem+json. Source: RFC 9457, section 3."""
     content: dict[str, Any] = {"type": "about:blank", "title": problem.title, "status": problem.status}
-    content["detail"] = problem.detail
+    content |= {"detail": problem.detail, **problem.more}
     if problem.errors:
         content["errors"] = problem.errors
     return json.dumps(content).encode()
@@ -102,10 +107,10 @@ def cell_error(row: int | None, column: str | None, value: Any, reason: str) -> 
 
 # %% ../nbs/26_api.ipynb #191896d8
 def rows_problem(errors: Sequence[Mapping[str, Any]], most: int = 20) -> Problem:
-    """The problem of rows that do not fit, with the first `most` of `errors`."""
+    """The problem of rows that do not fit, with the first `most` of `errors`; a reader may have stopped after 100."""
     first = errors[0]
     where = f"row {first['row']}" + (f", column {first['column']}" if first["column"] else "")
-    more = f" And {len(errors) - 1:,} more." if len(errors) > 1 else ""
+    more = f" And {'at least ' * (len(errors) > 100)}{len(errors) - 1:,} more." if len(errors) > 1 else ""
     what = f": {first['value']}" if first["value"] else ""
     detail = f"In {where}{what} {first['reason']}.{more} Nothing was scored."
     return Problem(422, "The transactions do not fit the model", detail, errors[:most])
@@ -113,24 +118,33 @@ def rows_problem(errors: Sequence[Mapping[str, Any]], most: int = 20) -> Problem
 # %% ../nbs/26_api.ipynb #5257523d
 @dataclass(frozen=True)
 class Options:
-    """What the query of a request asks for: the threshold (None: the model's rule) and the number of reasons a row."""
+    """What the query of a request asks for.
+
+    The `threshold` to decide by (None: the model's own rule), the number of `reasons` a row, and the SHA-256 of the
+    only `model` that may answer (empty: any).
+    """
 
     threshold: float | None = None
     reasons: int = 0
+    model: str = ""
 
 # %% ../nbs/26_api.ipynb #713f5566
 def read_options(arguments: Mapping[str, Sequence[bytes]]) -> Options:
     """The options in a query's `arguments` (each name with its values); raises `Problem`."""
     for name, values in arguments.items():
-        if name not in ("threshold", "reasons") or len(values) != 1:
-            raise Problem(400, "Unknown option", "The query may have threshold=... and reasons=..., each once.")
+        if name not in ("threshold", "reasons", "model") or len(values) != 1:
+            known = "The query may have threshold=..., reasons=... and model=..., each once."
+            raise Problem(400, "Unknown option", known)
     threshold = arguments.get("threshold", [b""])[0].decode("utf-8", "replace")
     reasons = arguments.get("reasons", [b""])[0].decode("utf-8", "replace")
+    model = arguments.get("model", [b""])[0].decode("utf-8", "replace")
     if "threshold" in arguments and not (re.fullmatch(r"[0-9.eE+-]{1,40}", threshold) and is_probability(threshold)):
         raise Problem(400, "Wrong threshold", "threshold must be a number between 0 and 1.")
     if "reasons" in arguments and not re.fullmatch(r"[0-9]{1,2}", reasons):
         raise Problem(400, "Wrong number of reasons", "reasons must be a whole number between 0 and 99.")
-    return Options(float(threshold) if threshold else None, int(reasons) if reasons else 0)
+    if "model" in arguments and not re.fullmatch(r"[0-9a-f]{64}", model):
+        raise Problem(400, "Wrong model", "model must be the SHA-256 of a model: 64 digits of 0 to 9 and a to f.")
+    return Options(float(threshold) if threshold else None, int(reasons) if reasons else 0, model)
 
 # %% ../nbs/26_api.ipynb #da4f1f82
 def is_probability(text: str) -> bool:
@@ -147,6 +161,28 @@ def decision_rule(model: Model, options: Options) -> Rule:
     if rule is None:
         raise Problem(422, "No threshold", "This model was not evaluated and has no threshold: add ?threshold=0.5.")
     return rule
+
+# %% ../nbs/26_api.ipynb #11de9b15
+def other_model(model: Model, options: Options) -> Problem | None:
+    """The problem (409) of a request that wants another model than `model`, which it names; None if there is none."""
+    if options.model in ("", model.card["sha256"]):
+        return None
+    known = {"model": model.card.get("name"), "sha256": model.card["sha256"]}
+    detail = f"The model was replaced by {known['model']}, version {known['sha256'][:10]}. Nothing was scored."
+    return Problem(409, "Another model", detail, more=known)
+
+# %% ../nbs/26_api.ipynb #3a005d57
+def answer_headers(decided: Mapping[str, Any]) -> dict[str, str]:
+    """What `decided_by` says as HTTP headers of visible ASCII (RFC 9110, section 5.5); a name is percent-encoded.
+
+    `Fraudnb-Threshold`, or `Fraudnb-Policy` (JSON) where amounts decide, beside `Fraudnb-Model` and its SHA-256.
+    """
+    headers = {"Fraudnb-Model-Sha256": decided["sha256"]}
+    if decided["model"] is not None:
+        headers["Fraudnb-Model"] = quote(str(decided["model"]), safe="")
+    if decided["threshold"] is None:
+        return headers | {"Fraudnb-Policy": json.dumps(decided["policy"])}
+    return headers | {"Fraudnb-Threshold": repr(decided["threshold"])}
 
 # %% ../nbs/26_api.ipynb #0d0541c1
 ANSWERS = {"application/json": "json", "text/csv": "csv", "application/x-ndjson": "ndjson"}
@@ -173,6 +209,13 @@ def choose_answer(accept: str, default: str) -> str:
     if wishes:
         raise Problem(406, "Not to be had", f"Answers are {', '.join(ANSWERS)}; name one of them in Accept.")
     return default
+
+# %% ../nbs/26_api.ipynb #f7f18d87
+def check_place(options: Options, answer: str) -> None:
+    """Raises `Problem` (400) when reasons are asked for in an `answer` that has no place for them."""
+    if options.reasons and answer == "csv":
+        detail = "A CSV has no place for reasons: ask for application/json or application/x-ndjson by Accept."
+        raise Problem(400, "No place for reasons", detail)
 
 # %% ../nbs/26_api.ipynb #25e69e36
 def read_json_body(body: bytes) -> Any:
@@ -375,10 +418,8 @@ def describe_rows(
 # %% ../nbs/26_api.ipynb #f66e039b
 def answer_json(answers: Iterable[Mapping[str, Any]], model: Model, options: Options) -> bytes:
     """The whole JSON answer for `answers` of `score_rows`."""
-    rule = decision_rule(model, options)
-    head = {"model": model.card.get("name"), "sha256": model.card["sha256"]}
-    head |= {"threshold": None, "policy": model.card["policy"]} if rule.amount else {"threshold": rule.threshold}
-    return json.dumps({**head, "rows": list(answers)}).encode()
+    decided = decided_by(model.card, decision_rule(model, options))
+    return json.dumps({**decided, "rows": list(answers)}).encode()
 
 # %% ../nbs/26_api.ipynb #75de9866
 def answer_rows(answers: Sequence[Mapping[str, Any]], kind: str) -> bytes:

@@ -74,6 +74,7 @@ from fraudnb.web import (
     NotFound,
     Service,
     html_page,
+    model_labels,
     proportional_memory,
     start_logging,
 )
@@ -732,7 +733,7 @@ async def serve_on(
         holder,
         limits,
         environment.get("FRAUDNB_TOKEN", ""),
-        Metrics(lambda: kernels_by_state(visits), lambda: memory_of(kernels)),
+        Metrics(lambda: kernels_by_state(visits), lambda: memory_of(kernels), lambda: model_labels(holder.model)),
     )
     visits.environment = kernel_environment(environment, url, service.secret)
     settings = web_settings(app, service, visits)
