@@ -29,7 +29,7 @@ from pathlib import Path
 
 from common import BIN, ROOT, alternate, markdown, median_and_range, own_zygotes, print_heading, scratch_folder, timed
 from distributed import Client
-from sweep import ENVIRONMENT, GRID, RUNS_PER_SEED, prepare_project, sweep_command, sweep_records
+from sweep import ENVIRONMENT, GRID, RUNS_PER_SEED, prepare_project, sweep_arguments, sweep_records
 
 sys.path.insert(0, str(ROOT / "tests"))
 from conftest import free_port, start_rclone
@@ -109,7 +109,8 @@ def sweep_seconds(folder: Path, env: Mapping[str, str], workers: int, runs: int,
 def sweep_on_cluster(folder: Path, env: Mapping[str, str], address: str, name: str, seeds: Sequence[int]) -> float:
     """Seconds of the sweep `name` over `seeds` at the scheduler `address`; ends the program unless all is done."""
     command = [
-        *sweep_command(GRID | {"seed": list(seeds)}),
+        str(BIN / "fraudnb"),
+        *sweep_arguments(GRID | {"seed": list(seeds)}),
         *("-p", "data_folder", f"s3://{BUCKET}/data/main", "--name", f"s3://{BUCKET}/{name}", "--scheduler", address),
     ]
     seconds, _ = timed(command, folder / "project", folder / f"{name}.log", env)

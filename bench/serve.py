@@ -25,23 +25,36 @@ import itertools
 import json
 import os
 import pickle
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
-import psutil
-from common import BIN, ROOT, alternate, markdown, median_and_range, own_zygotes, print_heading, proc_bytes
-from playwright.sync_api import Browser, sync_playwright
+from common import (
+    BIN,
+    PAGE,
+    ROOT,
+    Server,
+    alternate,
+    ask,
+    chromium,
+    family,
+    first_widget,
+    markdown,
+    median_and_range,
+    memory,
+    print_heading,
+    proc_bytes,
+    running,
+    send_csv,
+)
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.pipeline import make_pipeline
 
@@ -52,7 +65,6 @@ from fraudnb.train import reference_quantiles, to_onnx
 INPUTS = [*(f"V{number}" for number in range(1, 29)), "Amount"]
 HEAVY = "import pandas, sklearn.ensemble, seaborn"
 SLIDER = "import ipywidgets\n\nipywidgets.FloatSlider()"
-PAGE = "main.fraudnb[data-ready] button"  # the first thing on our page that can be used, with its kernel connected
 
 
 def read_data(path: Path | None, rows: int) -> pd.DataFrame:
@@ -80,41 +92,6 @@ def make_models(folder: Path, table: pd.DataFrame, trees: int) -> None:
     card = {"name": "forest", "inputs": INPUTS, "schema": roles, "threshold": 0.5}
     card["reference_quantiles"] = reference_quantiles(matrix, INPUTS, np.ones(len(matrix)))
     save_bundle(folder / "model", onnx, card | {"self_test": make_self_test(onnx, card["reference_quantiles"], INPUTS)})
-
-
-def family(process: subprocess.Popen, runtime: str = "") -> list[psutil.Process]:
-    """The processes of a server: itself, those below it, and those that were started in the folder `runtime`."""
-    found = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
-    for one in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if runtime and runtime in " ".join(one.cmdline()):
-                found.add(one.pid)
-    return [psutil.Process(pid) for pid in found if psutil.pid_exists(pid)]
-
-
-def memory(process: subprocess.Popen, runtime: str = "") -> float:
-    """Proportional memory in MB of a server and all that belongs to it."""
-    return sum(proc_bytes(one.pid, "smaps_rollup", "Pss") or 0 for one in family(process, runtime)) / 2**20
-
-
-@contextlib.contextmanager
-def running(command: list, port: int, path: str, env: dict[str, str], log: Path) -> Iterator[tuple]:
-    """Yield the process of `command`, which answers at `path` of `port`, and its runtime folder."""
-    with own_zygotes(env) as private, open(log, "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=private, cwd=log.parent)
-        try:
-            for _ in range(600):
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60):
-                    break
-                if process.poll() is not None:
-                    sys.exit(log.read_text())
-                time.sleep(0.1)
-            else:
-                sys.exit(f"{command[0]} did not answer at port {port} within a minute: {log.read_text()}")
-            yield process, private["XDG_RUNTIME_DIR"]
-        finally:
-            process.terminate()
-            process.wait(40)
 
 
 class Ports:
@@ -157,16 +134,6 @@ def voila(folder: Path, name: str, source: str, port: int, env: dict[str, str]):
     return running(command, port, "/voila/static/voila.js", env, folder / f"{name}.log")
 
 
-def ask(connection: http.client.HTTPConnection, path: str, body: bytes) -> float:
-    """Seconds that one request takes."""
-    start = time.perf_counter()
-    connection.request("POST", path, body, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    answer.read()
-    assert answer.status == 200, answer.status
-    return time.perf_counter() - start
-
-
 def measure_rows(folder: Path, env: dict[str, str], table: pd.DataFrame, requests: int) -> list[list[str]]:
     """Rows of the table for one transaction a request."""
     bodies = [json.dumps([row]).encode() for row in table[INPUTS].head(100).to_dict("records")]
@@ -198,23 +165,6 @@ def answered(call: Callable[[], float], seconds: float = 1.0) -> float:
     return count / passed
 
 
-def send_csv(port: int, path: str, file: Path) -> tuple[float, float]:
-    """Seconds to the first byte of the answer's body, and to its end."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600, blocksize=1 << 18)
-    start = time.perf_counter()
-    with open(file, "rb") as body:
-        headers = {"Content-Type": "text/csv", "Content-Length": str(file.stat().st_size)}
-        connection.request("POST", path, body, headers)
-    answer = connection.getresponse()
-    assert answer.status == 200, answer.read()
-    answer.read(1)
-    first = time.perf_counter() - start
-    while answer.read(1 << 20):
-        pass
-    connection.close()
-    return first, time.perf_counter() - start
-
-
 def measure_csv(folder: Path, env: dict[str, str], table: pd.DataFrame, repeats: int) -> list[list[str]]:
     """Rows of the table for a whole CSV."""
     file = folder / "rows.csv"
@@ -222,13 +172,13 @@ def measure_csv(folder: Path, env: dict[str, str], table: pd.DataFrame, repeats:
     with article(folder, env) as other, ours(folder, env) as this:
         peaks = {}
 
-        def side(name: str, process: tuple, port: int, path: str) -> Callable:
+        def side(name: str, process: Server, port: int, path: str) -> Callable:
             def send() -> tuple[float, float]:
-                idle, most, ended = memory(*process), [0.0], threading.Event()
+                idle, most, ended = memory(process), [0.0], threading.Event()
 
                 def sample() -> None:
                     while not ended.wait(0.1):
-                        most[0] = max(most[0], memory(*process))
+                        most[0] = max(most[0], memory(process))
 
                 watching = threading.Thread(target=sample)
                 watching.start()
@@ -257,33 +207,6 @@ def measure_csv(folder: Path, env: dict[str, str], table: pd.DataFrame, repeats:
         *lines,
         ["memory above idle, MB (first, then the others)", *(", ".join(f"{x:.0f}" for x in one) for one in (a, b)), ""],
     ]
-
-
-def first_widget(browser: Browser, port: int, widget: str = PAGE) -> float:
-    """Seconds from navigation to the first visible `widget`, as a new visitor; infinite after 60 s."""
-    context = browser.new_context()
-    page = context.new_page()
-    start = time.perf_counter()
-    try:
-        page.goto(f"http://127.0.0.1:{port}/", wait_until="commit", timeout=60_000)
-        page.locator(widget).first.wait_for(timeout=60_000)
-        return time.perf_counter() - start
-    except Exception as error:
-        print(f"a page of port {port} did not finish: {str(error)[:80]}", file=sys.stderr)
-        return float("inf")
-    finally:
-        context.close()
-        time.sleep(1)
-
-
-@contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
-    """Chromium, as it is on the PATH."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def measure_page(folder: Path, env: dict[str, str], visits: int) -> list[list[str]]:
@@ -325,8 +248,8 @@ def measure_visitors(folder: Path, env: dict[str, str], table: pd.DataFrame, vis
             (folder / "thousand.csv").write_bytes(body)
             send_csv(Ports.ours, "/api/score", folder / "thousand.csv")
         time.sleep(3)
-        found = memory(*process)
-        parts = {one.pid: (proc_bytes(one.pid, "smaps_rollup", "Pss") or 0) >> 20 for one in family(*process)}
+        found = memory(process)
+        parts = {one.pid: (proc_bytes(one.pid, "smaps_rollup", "Pss") or 0) >> 20 for one in family(process)}
         print(f"{len(parts)} processes, MB: {sorted(parts.values())}", file=sys.stderr)
         for context in contexts:
             context.close()
@@ -339,12 +262,12 @@ def measure_visits(folder: Path, env: dict[str, str], visits: int) -> list[list[
         for _ in range(5):
             first_widget(browser, Ports.ours)
         time.sleep(10)
-        before, seconds = memory(*process), [first_widget(browser, Ports.ours) for _ in range(visits)]
+        before, seconds = memory(process), [first_widget(browser, Ports.ours) for _ in range(visits)]
         time.sleep(30)
         with urllib.request.urlopen(f"http://127.0.0.1:{Ports.ours}/metrics") as answer:
             lines = answer.read().decode().splitlines()
         left = next(line.split()[-1] for line in lines if line.startswith('fraudnb_kernels{part="visited"}'))
-        after = memory(*process)
+        after = memory(process)
     finished = sum(one < float("inf") for one in seconds)
     return [
         [f"{visits} visits: pages that finish", "", f"{finished}", ""],

@@ -122,17 +122,17 @@ def run_sweep(project: Path, grid: Mapping[str, Sequence[Any]], workers: int) ->
     """Do all runs of `grid` by `fraudnb sweep`."""
     folder = new_folder(project, "sweep")
     folder.mkdir(parents=True)
-    command = [*sweep_command(grid), "--name", folder.name, "--workers", str(workers)]
+    command = [str(BIN / "fraudnb"), *sweep_arguments(grid), "--name", folder.name, "--workers", str(workers)]
     used = timed(command, project, folder.with_suffix(".log"), ENVIRONMENT)
     return Took(*used, [record["seconds"]["all"] for record in sweep_records(folder)])
 
 
-def sweep_command(grid: Mapping[str, Sequence[Any]]) -> list[str]:
-    """`fraudnb sweep` of both notebooks over `grid`, without where and by whom."""
+def sweep_arguments(grid: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What `fraudnb` is told for a sweep of both notebooks over `grid`, without where and by whom."""
     texts = {name: ",".join(json.dumps(value).strip('"') for value in values) for name, values in grid.items()}
     vary = [word for name, text in texts.items() for word in ("-g", f"{name}={text}")]
     fixed = [word for name, value in FIXED.items() for word in ("-p", name, str(value))]
-    return [str(BIN / "fraudnb"), "sweep", "03_train", "--then", "04_evaluate", *vary, *fixed]
+    return ["sweep", "03_train", "--then", "04_evaluate", *vary, *fixed]
 
 
 def sweep_records(folder: Path) -> list[dict[str, Any]]:
