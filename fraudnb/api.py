@@ -9,8 +9,8 @@ __all__ = ['ANSWERS', 'ID_NAMES', 'LARGEST', 'MISSING', 'Limits', 'read_limits',
            'Rows', 'json_rows', 'make_rows', 'check_count', 'known_names', 'name_errors', 'check_id', 'column_rows',
            'value_matrix', 'numbers_fit', 'value_check', 'score_rows', 'describe_rows', 'answer_json', 'answer_rows',
            'record_end', 'split_records', 'read_fields', 'read_numbers', 'arrow_names', 'find_numbers', 'read_number',
-           'CsvScan', 'scan_records', 'read_matrix', 'decide', 'check_header', 'take_header', 'scored_blocks',
-           'score_block', 'unpack', 'parquet_to_csv', 'bare_environment', 'convert_parquet']
+           'write_whole', 'CsvScan', 'scan_records', 'read_matrix', 'decide', 'check_header', 'take_header',
+           'scored_blocks', 'score_block', 'unpack', 'parquet_to_csv', 'bare_environment', 'convert_parquet']
 
 # %% ../nbs/26_api.ipynb #67286a13
 import csv
@@ -50,6 +50,7 @@ class Limits:
     max_seconds: int = 60  # for a body to arrive, and for an answer to be made
     at_once: int = 4  # bodies of more than 64 KB, or of unknown length, at the same time
     connections: int = 1000
+    idle_connections: int = 200  # of one address
     visitors: int = 20
     idle_seconds: int = 1800  # after which an unused page gives up its kernel
     ready_pages: int = 2  # kernels kept ready for the next visitors
@@ -543,6 +544,13 @@ def read_number(text: str) -> Any:
         return None
     return float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) else text
 
+# %% ../nbs/26_api.ipynb #04f67bf7
+def write_whole(file: IO[bytes], data: bytes | bytearray | memoryview) -> None:
+    """Write all of `data` to the unbuffered `file`; raises `OSError` when there is no room."""
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[file.write(left) :]
+
 # %% ../nbs/26_api.ipynb #73e0e280
 class CsvScan:
     """A CSV of transactions as it arrives: `feed` its bytes, then `finish`; each raises `Problem`.
@@ -558,7 +566,7 @@ class CsvScan:
         self.names: list[str] = []
         self.whole = threading.Event()
         self.needed = needed_columns(model.inputs, rule)
-        self.text, self.numbers = tempfile.TemporaryFile(), tempfile.TemporaryFile(buffering=0)
+        self.text, self.numbers = tempfile.TemporaryFile(buffering=0), tempfile.TemporaryFile(buffering=0)
         self.blocks: deque[tuple[int, int, int, Future | None]] = deque()
 
     def feed(self, data: bytes) -> None:
@@ -566,7 +574,7 @@ class CsvScan:
         self.bytes += len(data)
         if self.bytes > self.limits.max_bytes:
             raise Problem(413, "Too large", f"At most {self.limits.max_bytes:,} bytes are taken, unpacked.")
-        self.text.write(data)
+        write_whole(self.text, data)
         self.pending += data
         if len(self.pending) >= self.size:
             scan_records(self, record_end(self.pending))
@@ -601,9 +609,9 @@ def scan_records(scan: CsvScan, end: int) -> None:
     if scan.rows > scan.limits.max_rows:
         check_count(scan.rows, scan.limits.max_rows)
     rows, place = make_rows(numbers, [], scan.model, scan.rule), scan.numbers.tell()
-    scan.numbers.write(rows.matrix.data)
+    write_whole(scan.numbers, rows.matrix.data)
     if rows.amounts is not None:
-        scan.numbers.write(rows.amounts.tobytes())
+        write_whole(scan.numbers, rows.amounts.tobytes())
     scored = scan.lanes.submit(decide, scan, len(numbers), place, time.monotonic() + 1)
     scan.blocks.append((end, len(numbers), place, scored))
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['log', 'KERNEL', 'PAGE_MODULES', 'OPTIONS', 'EXTENSIONS', 'VISITOR', 'ALLOWED', 'ENDINGS', 'CHUNKS',
            'kernel_environment', 'PageKernels', 'AttentiveSession', 'PageKernelManager', 'Visit', 'Visits', 'fill',
-           'make', 'end', 'shut', 'over', 'sweep', 'give_back', 'renew', 'kernels_by_state', 'memory_of', 'Pages',
-           'execute', 'tidy', 'Visited', 'Waiting', 'Page', 'message_allowed', 'OpenChannels', 'Channels', 'Shutdown',
-           'KernelFacts', 'find_asset', 'Asset', 'join_chunks', 'Chunks', 'NoMath', 'Server', 'KernelGroup',
+           'make', 'end', 'shut', 'end_all', 'over', 'sweep', 'give_back', 'renew', 'kernels_by_state', 'memory_of',
+           'Pages', 'execute', 'tidy', 'Visited', 'Waiting', 'Page', 'message_allowed', 'OpenChannels', 'Channels',
+           'Shutdown', 'KernelFacts', 'find_asset', 'Asset', 'join_chunks', 'Chunks', 'NoMath', 'Server', 'KernelGroup',
            'run_server', 'raise_open_files', 'make_app', 'web_settings', 'make_server', 'serve_on', 'live',
-           'close_down', 'fill_when_ready', 'accept_waiting', 'drained', 'serve']
+           'close_down', 'fill_when_ready', 'serve']
 
 # %% ../nbs/17_serve.ipynb #352cf92f
 import asyncio
@@ -62,13 +62,13 @@ from voila.utils import get_page_config, get_voila_labextensions_path
 
 # %% ../nbs/17_serve.ipynb #5bb69475
 from .api import Limits, Problem, read_limits
+from .connections import CappedServer, accept_waiting, drained
 from .kernels import LOADING, LOADING_NAMES
 from .live import ModelHolder, watch
 from .model import read_card
 from fraudnb.web import (
     API,
     POLICY,
-    CappedServer,
     Guard,
     Metrics,
     NotFound,
@@ -242,6 +242,16 @@ async def shut(visits: Visits, kernel: str) -> None:
             await asyncio.wait_for(visits.kernels.shutdown_kernel(kernel, now=True), 10)
         except Exception as error:  # it may have ended by itself meanwhile
             log.warning("kernel not shut down", exc_info=error)
+
+# %% ../nbs/17_serve.ipynb #ac4fa2f6
+async def end_all(visits: Visits, seconds: float = 5.0) -> None:
+    """End every kernel within `seconds`, whatever it is doing: one that is ending already is no mistake."""
+    for visit in [*visits.given.values(), *visits.ready]:
+        for handler in list(visit.sockets):
+            handler.close(1001, "server ends")
+    ending = [asyncio.create_task(shut(visits, kernel)) for kernel in visits.kernels.list_kernel_ids()]
+    if ending:
+        await asyncio.wait(ending, timeout=seconds)
 
 # %% ../nbs/17_serve.ipynb #b49d22b4
 async def over(visits: Visits, visit: Visit) -> str:
@@ -701,6 +711,7 @@ def make_server(application: tornado.web.Application, limits: Limits, behind_rou
     return CappedServer(
         application,
         most=limits.connections,
+        idle_each=limits.idle_connections,
         xheaders=behind_router,
         idle_connection_timeout=20,
         body_timeout=limits.max_seconds,
@@ -783,14 +794,12 @@ async def close_down(
     service.closing = True
     accept_waiting(server, sockets)
     server.stop()
-    await drained(service)
+    await drained(server)
     for task in list(background):
         task.cancel()
-    for visit in [*visits.given.values(), *visits.ready]:
-        for handler in list(visit.sockets):
-            handler.close(1001, "server ends")
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(visits.kernels.shutdown_all(now=True), 5)
+    if background:
+        await asyncio.wait(background, timeout=2)
+    await end_all(visits)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(server.close_all_connections(), 1)
     for pool in (service.workers, service.lanes):
@@ -803,25 +812,6 @@ async def fill_when_ready(holder: ModelHolder, visits: Visits) -> None:
     while holder.model is None:
         await asyncio.sleep(0.05)
     await fill(visits)
-
-# %% ../nbs/17_serve.ipynb #eb63137f
-def accept_waiting(server: CappedServer, sockets: list[Any]) -> None:
-    """Accept what the system has already accepted for this server."""
-    for one in sockets:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, address = one.accept()
-                connection.setblocking(False)
-                server._handle_connection(connection, address)
-
-# %% ../nbs/17_serve.ipynb #a7eeaa5d
-async def drained(service: Service, seconds: float = 24.0, quiet: float = 0.5) -> None:
-    """Wait until no request has been active for `quiet` seconds, `seconds` at most."""
-    until, since = time.monotonic() + seconds, time.monotonic()
-    while time.monotonic() < min(until, since + quiet):
-        await asyncio.sleep(0.02)
-        if service.active:
-            since = time.monotonic()
 
 # %% ../nbs/17_serve.ipynb #074b6d85
 def serve(port: int | None = None, host: str | None = None, model: str | None = None) -> int:

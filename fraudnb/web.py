@@ -6,14 +6,16 @@
 __all__ = ['log', 'SESSION', 'POLICY', 'SMALL', 'AHEAD', 'KINDS', 'PAGE', 'SCORED_KINDS', 'SCORED_HEADERS', 'REFUSALS',
            'NUMBER_OR_TEXT', 'PROBLEM', 'SCORED_ROW', 'SCORED', 'API', 'JsonLines', 'start_logging', 'ScoreHistogram',
            'Metrics', 'model_labels', 'proportional_memory', 'lane_count', 'give_way', 'Service', 'same_secret',
-           'Secured', 'Checked', 'as_problem', 'Guard', 'NotFound', 'ScoreThreads', 'ScoreHead', 'ScoreBody',
-           'ScoreJson', 'ScoreStream', 'Score', 'ModelCard', 'public_card', 'Health', 'Ready', 'Measures', 'html_page',
-           'Login', 'score_call', 'served_rule', 'threshold_words', 'refusal', 'openapi', 'scored_schema', 'row_list',
-           'wrapped', 'query', 'row_schemas', 'csv_example', 'OpenApi', 'ApiPage', 'api_html', 'CappedServer']
+           'Secured', 'Checked', 'as_problem', 'Counted', 'Guard', 'NotFound', 'ScoreThreads', 'ScoreClock',
+           'ScoreRefusal', 'ScoreRequest', 'ScoreHead', 'ScoreBody', 'ScoreJson', 'ScoreStream', 'Score', 'ModelCard',
+           'public_card', 'Health', 'Ready', 'Measures', 'html_page', 'Login', 'score_call', 'served_rule',
+           'threshold_words', 'refusal', 'openapi', 'scored_schema', 'row_list', 'wrapped', 'query', 'row_schemas',
+           'csv_example', 'OpenApi', 'ApiPage', 'api_html']
 
 # %% ../nbs/29_web.ipynb #78f85d1e
 import asyncio
 import contextlib
+import errno
 import hashlib
 import hmac
 import html
@@ -39,8 +41,7 @@ import tornado.web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
-from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
+from tornado.iostream import StreamClosedError
 
 # %% ../nbs/29_web.ipynb #c9bff6bb
 from fraudnb.api import (
@@ -62,7 +63,9 @@ from fraudnb.api import (
     score_rows,
     scored_blocks,
     unpack,
+    write_whole,
 )
+from .connections import reset
 from .kernels import core_count
 from .live import ModelHolder
 from .model import Model
@@ -82,6 +85,8 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[0]:
             frames = traceback.extract_tb(record.exc_info[2])[-4:]
             line["error"] = record.exc_info[0].__name__
+            if number := getattr(record.exc_info[1], "errno", None):
+                line["errno"] = errno.errorcode.get(number, str(number))
             line["at"] = [f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in frames]
         return json.dumps(line, default=str)
 
@@ -253,6 +258,12 @@ class Secured(tornado.web.RequestHandler):
             self.set_header("Strict-Transport-Security", "max-age=31536000")
         self.set_header("X-Request-Id", self.request_id())
 
+    def flush(self, include_footers: bool = False) -> Any:
+        """As tornado's; the answer of a server that is closing says that it is the connection's last one."""
+        if self.service.closing and not self._headers_written:
+            self.set_header("Connection", "close")
+        return super().flush(include_footers)
+
     def request_id(self) -> str:
         """The id that the client or router gave the request, if it is harmless, else a new one."""
         if not hasattr(self.request, "fraudnb_id"):
@@ -293,17 +304,21 @@ class Checked(Secured):
 
 # %% ../nbs/29_web.ipynb #449ebf8f
 def as_problem(error: BaseException | None, status: int) -> Problem:
-    """`error` if it is a problem, else one that says no more than `status` does."""
+    """`error` if it is a problem, else one that says that the disk is full, or no more than `status` does."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        detail = "The server's temporary folder is full, so it takes no files. Tell whoever runs it; try again later."
+        return Problem(507, "No room for files", detail, retry_after=60)
     title = tornado.httputil.responses.get(status, "Problem")
     return Problem(status, title, "This is a fault of the server; its log says more." if status >= 500 else f"{title}.")
 
-# %% ../nbs/29_web.ipynb #47a70f8f
-class Guard(Checked):
-    """What all handlers share: access, security headers, problems as JSON, and one line of log."""
+# %% ../nbs/29_web.ipynb #8bba368c
+class Counted(Checked):
+    """A handler whose requests are counted, and logged in one line."""
 
     route = "other"
+    outcome = 0  # the status to count, where it is not the answer's
     answered: Mapping[str, Any] = {}  # what the line of log has besides: of scores the rows, the model, the threshold
 
     def on_finish(self) -> None:
@@ -312,7 +327,8 @@ class Guard(Checked):
             return
         self.counted = False
         self.service.active -= 1
-        status, seconds, method = self.get_status(), self.request.request_time(), str(self.request.method)[:10]
+        status, seconds = self.outcome or self.get_status(), self.request.request_time()
+        method = str(self.request.method)[:10]
         self.service.metrics.requests.labels(self.route, method, status).inc()
         self.service.metrics.seconds.labels(self.route).observe(seconds)
         if self.route not in ("asset", "health") or status >= 400:
@@ -320,26 +336,59 @@ class Guard(Checked):
             fields = {"method": method, "path": path, "status": status, "ms": round(1000 * seconds, 2)}
             log.info("request", extra={"fields": fields | self.answered | {"id": self.request_id()}})
 
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer with a problem, whatever was raised."""
-        problem = as_problem(kwargs.get("exc_info", (None, None))[1], status_code)
+    def on_connection_close(self) -> None:
+        """The client hung up before it had its answer."""
+        super().on_connection_close()
+        if not self._finished:
+            self.outcome = self.outcome or 499
+            self.on_finish()
+
+    def break_off(self, status: int) -> None:
+        """End an answer that has begun and cannot be ended, as `status`, so that nobody takes it for whole."""
+        self.outcome = self.outcome or status
+        reset(self.request.connection.stream)
+        self.on_finish()
+
+# %% ../nbs/29_web.ipynb #47a70f8f
+class Guard(Counted):
+    """What all handlers share: access, security headers, problems as JSON, and one line of log."""
+
+    def allowed(self) -> str:
+        """The methods of this address, for the header Allow (RFC 9110, section 15.5.6)."""
+        names = (name for name in self.SUPPORTED_METHODS if name != "OPTIONS")
+        mine = [name for name in names if getattr(type(self), name.lower()) is not getattr(Secured, name.lower())]
+        return ", ".join(mine)
+
+    def problem_head(self, problem: Problem) -> bytes:
+        """Set the head of the answer with `problem`; its body."""
         self.set_status(problem.status)
         if problem.retry_after:
             self.set_header("Retry-After", str(problem.retry_after))
         if problem.status == 401:
             self.set_header("WWW-Authenticate", "Bearer")
+        if problem.status == 405:
+            self.set_header("Allow", self.allowed())
         self.set_header("Content-Type", "application/problem+json")
         self.set_header("Cache-Control", "no-store")
-        self.finish(problem_json(problem))
+        return problem_json(problem)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer with a problem, whatever was raised."""
+        self.finish(self.problem_head(as_problem(kwargs.get("exc_info", (None, None))[1], status_code)))
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """As tornado's, with a `Problem`'s own status."""
+        """As tornado's, with a `Problem`'s own status; an answer that has begun is broken off."""
         error = kwargs.get("exc_info", (None, None))[1]
-        super().send_error(error.status if isinstance(error, Problem) else status_code, **kwargs)
+        status = 499 if isinstance(error, StreamClosedError) else as_problem(error, status_code).status
+        if self._headers_written:
+            self.break_off(status)
+        else:
+            super().send_error(status, **kwargs)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log what is the server's fault; what a client did wrong is in its answer and the line of its request."""
-        if not isinstance(value, Problem | tornado.web.HTTPError):
+        broke_off = isinstance(value, Problem) and self._headers_written
+        if broke_off or not isinstance(value, Problem | tornado.web.HTTPError | StreamClosedError):
             log.error("failed request", exc_info=(typ, value, tb), extra={"fields": {"id": self.request_id()}})
 
 # %% ../nbs/29_web.ipynb #fc65f83d
@@ -375,30 +424,83 @@ class ScoreThreads(Guard):
         except TimeoutError as error:
             raise Problem(503, "Too slow", "This takes too long: send fewer rows at once.", retry_after=30) from error
 
-# %% ../nbs/29_web.ipynb #57b0a8b8
-class ScoreHead(ScoreThreads):
-    """The part of `Score` that reads the headers."""
+# %% ../nbs/29_web.ipynb #3db5fc95
+class ScoreClock(ScoreThreads):
+    """The part of `Score` that waits for a body, and hangs up."""
 
-    def prepare(self) -> None:
-        """Raises `Problem` for what will not be taken, before it comes."""
+    def initialize(self) -> None:
+        """Nothing has come yet."""
         self.places, self.scan, self.problem, self.file = contextlib.ExitStack(), None, None, None
         self.body, self.received, self.arrived, self.taking = bytearray(), 0, bytearray(), None
-        super().prepare()
-        if self.request.method != "POST":
-            self.set_header("Allow", "POST")
-            raise Problem(405, "Not this method", "Transactions are sent by POST.")
+        self.clock: asyncio.TimerHandle | None = None
+        self.passed = 0  # bytes
+
+    def wait_for_body(self, seconds: float, then: Callable[[], None] | None) -> None:
+        """Call `then` in `seconds`, in place of what was to be called; None: nothing."""
+        if self.clock:
+            self.clock.cancel()
+        self.clock = asyncio.get_running_loop().call_later(seconds, then) if then else None
+
+    def hang_up(self) -> None:
+        """End the answer, or give it, and with it the connection."""
+        if self._finished:
+            return
+        if self._headers_written:
+            self.finish()
+        else:
+            self.send_error(exc_info=(Problem, self.problem, None))
+
+    def too_late(self) -> None:
+        """The body did not come in time."""
+        seconds = self.service.limits.max_seconds
+        self.problem = self.problem or Problem(408, "Too slow", f"The body did not come within {seconds} seconds.")
+        self.hang_up()
+
+# %% ../nbs/29_web.ipynb #62f98a32
+class ScoreRefusal(ScoreClock):
+    """The part of `Score` that says no before the body is there."""
+
+    def is_sending(self) -> bool:
+        """Whether a body comes without being asked for."""
+        headers = self.request.headers
+        coming = headers.get("Content-Length", "0").strip() != "0" or "Transfer-Encoding" in headers
+        return coming and "Expect" not in headers
+
+    def refuse(self, error: Exception) -> None:
+        """Answer with `error` now, and hang up when the body has come, or some time later."""
+        self.log_exception(type(error), error, error.__traceback__)
+        self.problem = as_problem(error, 500)
+        self.places.close()
+        content = self.problem_head(self.problem)
+        self.set_header("Content-Length", str(len(content)))
+        self.set_header("Connection", "close")
+        self.write(content)
+        self.flush()
+        self.outcome = self.problem.status
+        self.wait_for_body(min(30, self.service.limits.max_seconds), self.hang_up)
+
+    def let_pass(self, chunk: bytes) -> None:
+        """Take no notice of `chunk`; no more than a whole body may come like this."""
+        self.passed += len(chunk)
+        if self.passed > self.service.limits.max_bytes:
+            self.hang_up()
+
+# %% ../nbs/29_web.ipynb #57b0a8b8
+class ScoreRequest(ScoreRefusal):
+    """The part of `Score` that reads the headers."""
+
+    def admit(self) -> None:
+        """Take in what the head says, and a place; raises `Problem`."""
         self.read_headers()
-        self.model, limits = self.service.model(), self.service.limits
+        self.model = self.service.model()
         self.rule = decision_rule(self.model, self.options)
         self.decided, self.problem = decided_by(self.model.card, self.rule), other_model(self.model, self.options)
-        self.request.connection.set_body_timeout(limits.max_seconds)
-        self.request.connection.set_max_body_size(self.most)
         if not self.small:
             self.places.enter_context(self.service.place(self.request.remote_ip))
         if self.kind == "csv":
             self.scan = self.places.enter_context(contextlib.closing(self.new_scan()))
         if self.kind == "parquet":
-            self.file = self.places.enter_context(tempfile.TemporaryFile())
+            self.file = self.places.enter_context(tempfile.TemporaryFile(buffering=0))
 
     def read_headers(self) -> None:
         """Find out what is sent, and what is wanted; raises `Problem`."""
@@ -412,10 +514,34 @@ class ScoreHead(ScoreThreads):
         check_place(self.options, self.answer)
         self.unpacker = zlib.decompressobj(31) if packing == "gzip" else None
         self.most = limits.max_json_bytes if self.kind == "json" else limits.max_bytes
-        length = int(headers.get("Content-Length", -1))
+        length = headers.get("Content-Length", "-1").split(",")[0].strip()
+        if not re.fullmatch("-1|[0-9]{1,15}", length):
+            raise Problem(400, "Wrong length", "Content-Length must be a whole number.")
+        length = int(length)
         if length > self.most:
             raise Problem(413, "Too large", f"At most {self.most:,} bytes are taken as {self.kind}.")
         self.small = self.kind == "json" and packing == "identity" and 0 <= length <= SMALL
+
+# %% ../nbs/29_web.ipynb #16aaa5a0
+class ScoreHead(ScoreRequest):
+    """The part of `Score` that answers before the body comes, where it will not be taken."""
+
+    def prepare(self) -> None:
+        """Answers with a problem what will not be taken, before it comes."""
+        if self.request.method != "POST":
+            super().prepare()
+            raise Problem(405, "Not this method", "Transactions are sent by POST.")
+        seconds = self.service.limits.max_seconds
+        self.wait_for_body(seconds, self.too_late)
+        self.request.connection.set_body_timeout(seconds + 60)  # never: it would close without a word
+        self.request.connection.set_max_body_size(1 << 40)  # `take` counts, and answers
+        try:
+            super().prepare()
+            self.admit()
+        except Exception as error:
+            if not self.is_sending():
+                raise
+            self.refuse(error)
 
 # %% ../nbs/29_web.ipynb #e536adaa
 class ScoreBody(ScoreHead):
@@ -427,24 +553,26 @@ class ScoreBody(ScoreHead):
         After a mistake the rest is let pass, so that the client comes to hear of it.
         """
         if self.problem:
-            return
+            return self.let_pass(chunk)
         if self.small:
             self.body += chunk
-            return
+            return None
         self.arrived += chunk
         if self.taking is None or self.taking.done() or len(self.arrived) > AHEAD:
             await self.taken()
-            if self.problem:
-                return
+            if self.problem or self._finished:
+                return None
             self.taking, self.arrived = asyncio.create_task(self.in_thread(self.take, self.arrived)), bytearray()
+        return None
 
     async def taken(self) -> None:
         """Wait until the parts that a thread has are taken."""
         try:
-            if self.taking:
+            if self.taking and not self.problem:
                 await self.taking
-        except Problem as problem:
-            self.problem = problem
+        except Exception as error:  # whatever it is, the client is to have an answer
+            self.log_exception(type(error), error, error.__traceback__)
+            self.problem = as_problem(error, 500)
 
     def take(self, chunk: bytes | bytearray) -> None:
         """Unpack, check and keep a part of the body; raises `Problem`."""
@@ -455,7 +583,7 @@ class ScoreBody(ScoreHead):
             if self.scan:
                 self.scan.feed(piece)
             elif self.file:
-                self.file.write(piece)
+                write_whole(self.file, piece)
             else:
                 self.body += piece
 
@@ -517,7 +645,7 @@ class ScoreStream(ScoreJson):
                     self.write(block)
                     await self.flush()
         except TimeoutError:
-            self.request.connection.stream.close()
+            self.break_off(503)
             return
         self.finish()
 
@@ -533,6 +661,9 @@ class Score(ScoreStream):
 
     async def post(self) -> None:
         """Answer, now that the body is there."""
+        self.wait_for_body(0, None)
+        if self._headers_written:
+            return self.hang_up()
         await self.taken()
         if self.problem:
             raise self.problem
@@ -545,20 +676,16 @@ class Score(ScoreStream):
         content = self.score_json() if self.small else await self.in_thread(self.score_json)
         self.answer_head()
         await self.finish(content)
+        return None
 
     def on_finish(self) -> None:
         """Free the place, once no thread reads what it holds."""
+        self.wait_for_body(0, None)
         if self.taking and not self.taking.done():
             self.taking.add_done_callback(lambda task: (task.exception(), self.places.close()))
         else:
             self.places.close()
         super().on_finish()
-
-    def on_connection_close(self) -> None:
-        """Free the place of a client that is gone."""
-        super().on_connection_close()
-        if not self._finished:
-            self.on_finish()
 
 # %% ../nbs/29_web.ipynb #3a45d6f1
 class ModelCard(Guard):
@@ -570,6 +697,8 @@ class ModelCard(Guard):
         """The card of the current model, without what concerns its makers alone."""
         self.set_header("Cache-Control", "no-cache")
         self.finish(public_card(self.service.model()))
+
+    head = get
 
 # %% ../nbs/29_web.ipynb #569bc801
 def public_card(model: Model) -> dict[str, Any]:
@@ -595,6 +724,8 @@ class Health(Guard):
         self.set_status(503 if self.service.closing else 200)
         self.finish({"status": "closing" if self.service.closing else "ok"})
 
+    head = get
+
 # %% ../nbs/29_web.ipynb #b7868211
 class Ready(Guard):
     """GET /readyz: requests can be answered."""
@@ -612,6 +743,8 @@ class Ready(Guard):
         self.set_header("Cache-Control", "no-store")
         self.finish({"status": "ready"})
 
+    head = get
+
 # %% ../nbs/29_web.ipynb #1a676d21
 class Measures(Guard):
     """GET /metrics."""
@@ -623,6 +756,8 @@ class Measures(Guard):
         content = await asyncio.to_thread(generate_latest, self.service.metrics.registry)
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
         self.finish(content)
+
+    head = get
 
 # %% ../nbs/29_web.ipynb #8a55a872
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{head}
@@ -649,6 +784,8 @@ autocomplete="current-password" autofocus required></label> <button>Log in</butt
     def get(self) -> None:
         """The form."""
         self.show("")
+
+    head = get
 
     def post(self) -> None:
         """The page for the right token, the form again for a wrong one."""
@@ -707,7 +844,7 @@ def refusal(status: int) -> dict[str, Any]:
     """The description of an answer with a problem."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     described: dict[str, Any] = {"description": REFUSALS[status], "content": content}
-    if status in (429, 503):
+    if status in (429, 503, 507):
         described["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     return described
 
@@ -736,7 +873,7 @@ def openapi(model: Model | None, token: bool) -> dict[str, Any]:
         return found | {str(status): refusal(status) for status in (400, *([401] if token else []), *statuses)}
 
     any_json, text = {"application/json": {"schema": {"type": "object"}}}, {"schema": {"type": "string"}}
-    score = score_call(model) | {"responses": answers(SCORED_KINDS, 403, 406, 409, 413, 415, 422, 429, 503)}
+    score = score_call(model) | {"responses": answers(SCORED_KINDS, 403, 406, 408, 409, 413, 415, 422, 429, 503, 507)}
     score["responses"]["200"]["headers"] = SCORED_HEADERS
     paths: dict[str, Any] = {"/api/score": {"post": score}}
     for path, what, statuses, content in (
@@ -765,12 +902,14 @@ REFUSALS = {
     401: "The token is missing or wrong.",
     403: "The request comes from another site.",
     406: "No such kind of answer.",
+    408: "The body did not come in time.",
     409: "Another model is served than the one that `model` names; `sha256` says which.",
     413: "Too many bytes or rows.",
     415: "No such kind of body.",
     422: "Rows do not fit the model; `errors` says where.",
     429: "Too many files at once from one address.",
     503: "No model yet, or too busy.",
+    507: "The server has no room for files.",
 }
 
 # %% ../nbs/29_web.ipynb #54a5eb77
@@ -863,6 +1002,8 @@ class OpenApi(Guard):
         """The description for the current model."""
         self.finish(openapi(self.service.holder.model, bool(self.service.token)))
 
+    head = get
+
 # %% ../nbs/29_web.ipynb #198501fb
 class ApiPage(Guard):
     """GET /api: the description, for people."""
@@ -873,6 +1014,8 @@ class ApiPage(Guard):
         """The page."""
         document = openapi(self.service.holder.model, bool(self.service.token))
         self.finish(html_page("Fraud detection: the API", api_html(document)))
+
+    head = get
 
 # %% ../nbs/29_web.ipynb #a64fdf50
 def api_html(document: dict[str, Any]) -> str:
@@ -905,19 +1048,3 @@ API = [
     (r"/metrics", Measures),
     (r"/login", Login),
 ]
-
-# %% ../nbs/29_web.ipynb #da3d3966
-class CappedServer(HTTPServer):
-    """An HTTP server that keeps no more than `most` connections."""
-
-    def initialize(self, *args: Any, most: int = 1000, **kwargs: Any) -> None:
-        """As tornado's."""
-        super().initialize(*args, **kwargs)
-        self.most = most
-
-    def handle_stream(self, stream: IOStream, address: tuple) -> None:
-        """Take the connection, or close it at once."""
-        if len(self._connections) >= self.most:
-            stream.close()
-            return
-        super().handle_stream(stream, address)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,14 +171,25 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(log: Path, model: str | Path, ready: bool = True, **environment: str) -> Iterator[Server]:
-    """A server with the `model`, and `environment` besides this one's; ready to answer unless `ready` is false."""
+def serving(
+    log: Path,
+    model: str | Path,
+    ready: bool = True,
+    before: Sequence[str] = (),
+    program: str = "from fraudnb.cli import main; main()",
+    **environment: str,
+) -> Iterator[Server]:
+    """A server with the `model`, and `environment` besides this one's; ready to answer unless `ready` is false.
+
+    The Python `program` is started by the command `before`, if there is one.
+    """
     env = clean_environment() | {"NO_PROXY": "*"} | environment
     env.pop("FRAUDNB_TOKEN", None) if "FRAUDNB_TOKEN" not in environment else None
     command = [
+        *before,
         sys.executable,
         "-c",
-        "from fraudnb.cli import main; main()",
+        program,
         "serve",
         "--port",
         "0",
@@ -199,9 +210,9 @@ def serving(log: Path, model: str | Path, ready: bool = True, **environment: str
         return bool(found)
 
     try:
-        server.until(listening, 30)
+        server.until(listening, 90)
         if ready:
-            server.until(lambda: server.ask("GET", "/readyz").status == 200)
+            server.until(lambda: server.ask("GET", "/readyz").status == 200, 60)
         yield server
     finally:
         if process.poll() is None:
