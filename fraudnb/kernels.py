@@ -11,8 +11,8 @@ __all__ = ['log', 'READ_BY_LIBRARIES', 'LOADING', 'LOADING_NAMES', 'THREAD_VARIA
            'wake_on_child', 'leave_zygote', 'detach', 'remember_own_modules', 'immortal_count', 'make_immortal',
            'make_all_immortal', 'replace_connection_files', 'zygote_main', 'kernel_main', 'zygote_command',
            'start_zygote', 'locked', 'connect', 'connect_or_start', 'retire', 'read_message', 'ask', 'ForkedProcess',
-           'zygote_place', 'fork_kernel', 'prepare', 'why_plain', 'listening', 'say_once', 'open_files',
-           'ForkProvisioner', 'PromptClient', 'write_kernelspec']
+           'zygote_place', 'fork_kernel', 'prepare', 'why_plain', 'listening', 'in_own_thread', 'say_once',
+           'open_files', 'ForkProvisioner', 'PromptClient', 'write_kernelspec']
 
 # %% ../nbs/12_kernels.ipynb #606e8b00
 import asyncio
@@ -41,7 +41,8 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -795,6 +796,15 @@ def listening(connection_info: Mapping[str, Any]) -> bool:
     with probe:
         return probe.connect_ex(address) == 0
 
+# %% ../nbs/12_kernels.ipynb #7c1e5b02
+async def in_own_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of `work(*arguments)`, done in a new thread while the event loop goes on; raises what it raises."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+    finally:
+        executor.shutdown(wait=False)
+
 # %% ../nbs/12_kernels.ipynb #3f8183ba
 @functools.cache
 def say_once(message: str) -> None:
@@ -830,7 +840,7 @@ class ForkProvisioner(LocalProvisioner):
         special = kwargs.get("independent") or set(kwargs) - FORK_OPTIONS  # such as preexec_fn
         special = special or {subprocess.PIPE, subprocess.STDOUT}.intersection(files) or cmd[1:2] != ["-m"]
         try:
-            self.process = None if reason or special else await asyncio.to_thread(self.fork, cmd, files, kwargs)
+            self.process = None if reason or special else await in_own_thread(self.fork, cmd, files, kwargs)
         except (NoZygote, OSError) as error:
             reason = str(error)
         if reason:

@@ -891,3 +891,40 @@ def test_a_zygote_that_cannot_start(place, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(broken)}
     with pytest.raises(NoZygote, match="no fraudnb here"):
         fork_kernel((), describe_process([sys.executable, "-m", "this"], environment, str(tmp_path)))
+
+
+# -- in a process that was forked itself
+
+
+FORKED_OWNER = """\
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+import nbclient, nbformat
+
+def run(number):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"print({number} * 2)")])
+    done = nbclient.NotebookClient(book, kernel_name="bare", timeout=60).execute()
+    return done.cells[0].outputs[0].text.strip()
+
+print(run(0))
+context = multiprocessing.get_context("fork")
+if sys.argv[1] == "pool":
+    with context.Pool(2) as pool:
+        print(*pool.map(run, [1, 2]))
+else:
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        print(*pool.map(run, [1, 2]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["pool", pytest.param("executor", marks=pytest.mark.thorough)])
+def test_a_notebook_in_a_forked_child(place, tmp_path, kind):
+    """After the parent has run one: `multiprocessing.Pool` and `ProcessPoolExecutor`, which fork on Linux."""
+    run = [sys.executable, "-W", "ignore", "-c", FORKED_OWNER, kind]
+    with subprocess.Popen(run, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True) as owner:
+        try:
+            assert owner.communicate(timeout=TIMEOUT)[0] == "0\n2 4\n"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(owner.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ import nbformat
 import pyarrow.parquet as pq
 import pytest
 from cell_names import binds, changes, reads
-from project import BIN, command, environment, make_project, printed, write_notebook
+from project import BIN, command, environment, make_project, paragraph, printed, write_notebook
 from test_notebooks import test_each_cell_of_a_step_says_whether_it_teaches_or_works as check_marks
 from test_notebooks import test_work_depends_on_no_lesson as check_work
 
@@ -158,3 +158,74 @@ def test_names_of_cells():
     assert reads("if a:\n    b = 1\nelse:\n    b = 2\nprint(b)")[0] == {"a", "print"}
     assert binds("%time 1\nimport os.path\nx, y[0] = 1, 2\n[z for z in x]") == {"os", "x"}
     assert changes("x[0].y = 1\nz.update(x)\nlen(q)") == {"x", "z"}
+
+
+# -- a run stops at the first cell that shows an error
+
+STOPS = {
+    "capture": ("%%capture out\n1 / 0", "ZeroDivisionError: division by zero"),
+    "run": ("%run broken.py", "ZeroDivisionError: division by zero"),
+    "time": ("%%time\n1 / 0", "ZeroDivisionError: division by zero"),
+    "shown": ("get_ipython().run_cell('1 / 0');", "ZeroDivisionError: division by zero"),
+    "tagged": ("1 / 0", "ZeroDivisionError: division by zero"),
+    "exit": ("exit()", "KernelExit: exit() ended the kernel; nothing below this cell has run"),
+    "sys.exit": ("import sys; sys.exit(0)", "SystemExit: the cell ended the notebook; nothing below it has run"),
+}
+
+
+@pytest.mark.parametrize("name", ["capture", "exit", *(pytest.param(one, marks=pytest.mark.thorough) for one in STOPS)])
+def test_nothing_runs_below_a_cell_that_failed(tmp_path, name):
+    """Whether the kernel calls it an error or not; the cell is named, exit code 1, and the next notebook waits."""
+    source, told = STOPS[name]
+    project = make_project(tmp_path / "project", parameters="")
+    (project / "broken.py").write_text("1 / 0\n")
+    notebook = write_notebook(project / "nbs/90_light.ipynb", "before = 1", "open('late', 'w').close()")
+    insert(notebook, "before", source, tags=("raises-exception",) if name == "tagged" else ())
+    write_notebook(project / "nbs/91_next.ipynb", "open('next', 'w').close()")
+    done = command(project, "run", "90_light", "91_next")
+    assert done.returncode == 1 and f"cell 2 of 90_light.ipynb failed with {told}. The cell: {source!r}" in done.stderr
+    assert not (project / "late").exists() and not (project / "next").exists()
+    assert (project / "runs/main/90_light.failed.ipynb").exists()
+
+
+def test_exit_that_keeps_the_kernel_ends_nothing(tmp_path):
+    project = make_project(tmp_path / "project", parameters="")
+    write_notebook(project / "nbs/90_light.ipynb", "exit(keep_kernel=True)", "print('on')")
+    done = command(project, "run", "90_light")
+    assert done.returncode == 0 and printed(project / "runs/main/90_light.ipynb") == "on\n", done.stderr
+
+
+# -- what editors write about the kernel
+
+
+@pytest.mark.parametrize("engine", ["warm", pytest.param("fresh", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"kernelspec": {"display_name": ".venv", "name": "python3"}},
+        pytest.param({"kernelspec": {"display_name": "x", "name": "conda-env-x-py"}}, marks=pytest.mark.thorough),
+        pytest.param({}, marks=pytest.mark.thorough),
+    ],
+    ids=str,
+)
+def test_a_notebook_of_another_editor_runs(tmp_path, metadata, engine):
+    """Without a language, with the name of another machine's kernel, without either."""
+    project = make_project(tmp_path / "project", parameters="")
+    notebook = write_notebook(project / "theirs.ipynb", "print(rows * 3)", parameters="rows: int = 1")
+    book = nbformat.read(notebook, 4)
+    book.metadata = nbformat.from_dict(metadata)
+    nbformat.write(book, notebook)
+    done = command(project, "run", "theirs.ipynb", "-p", "rows", "2", "--engine", engine)
+    assert done.returncode == 0, done.stderr
+    assert printed(project / "runs/main/theirs.ipynb") == "6\n"
+
+
+def test_a_notebook_in_another_language_is_refused(tmp_path):
+    project = make_project(tmp_path / "project", parameters="")
+    notebook = write_notebook(project / "theirs.ipynb", "x <- 1")
+    book = nbformat.read(notebook, 4)
+    book.metadata["kernelspec"] = {"display_name": "R", "name": "ir", "language": "R"}
+    nbformat.write(book, notebook)
+    done = command(project, "run", "theirs.ipynb")
+    assert done.returncode == 2 and "theirs.ipynb is written in 'R'; only Python notebooks" in paragraph(done.stderr)
+    assert not (project / "runs/main/theirs.partial.ipynb").exists()
