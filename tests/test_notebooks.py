@@ -52,6 +52,37 @@ def test_cells_are_short_and_hold_one_definition(notebook):
         assert all(ast.get_docstring(node) for node in definitions), f"no docstring: {definitions[0].name}"
 
 
+def conflict_marks(cells: list[dict]) -> list[str]:
+    """Lines of `cells` that a merge left for somebody to resolve, as git writes them or, in Markdown, nbdev-merge."""
+    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+    return [line for line in lines if re.match(r"`?(?:<{7}|={7}|>{7}|\|{7})(?:\s|`|$)", line)]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_merge_is_resolved(notebook):
+    """The rest lets such a cell pass: it is Markdown, and both versions beside it are executed one after the other."""
+    assert not conflict_marks(json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+
+
+def test_an_unresolved_merge_is_found(tmp_path):
+    """What nbdev-merge makes of two changes of one cell, and what git alone would leave."""
+    versions = []
+    for name, text in (("base", "x = 1"), ("ours", "x = 2"), ("theirs", "x = 3")):
+        cells = [
+            {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None, "source": text}
+        ]
+        versions.append(tmp_path / name)
+        versions[-1].write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    base, ours, theirs = map(str, versions)
+    done = subprocess.run(
+        ["nbdev-merge", base, ours, theirs, "nbs/x.ipynb"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert len(conflict_marks(json.loads(versions[1].read_text())["cells"])) == 3, done.stderr
+    assert len(conflict_marks([{"source": ["<<<<<<< HEAD\n", "x\n", "=======\n", "y\n", ">>>>>>> theirs"]}])) == 3
+    assert not conflict_marks([{"source": ["a = b\n", "======== \n", "print('<<<<<<<')\n", ">>> 1"]}])
+
+
 @pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem[:2] <= "04"], ids=lambda path: path.stem)
 def test_pipeline_notebooks_have_one_parameters_cell_and_a_kernel(notebook):
     content = json.loads(notebook.read_text(encoding="utf-8"))
