@@ -12,12 +12,10 @@ run: .venv/installed  ## the pipeline on the built-in sample, then its metrics
 restore: .venv/installed  ## results that dvc.lock names, as far as the DVC cache has them: `make run` then makes the rest
 	dvc checkout --quiet --allow-missing
 
-test: .venv/installed  ## what every change may break, some cases of each kind: export and clean check, lessons, pytest
-	nbdev-test
+test: .venv/installed  ## what every change may break, some cases of each kind; the notebooks' lessons among them
 	pytest -n 3 --no-loadscope-reorder -m "not thorough"
 
 test-all: .venv/installed  ## all that is tested: every case, door, repeat and browser
-	nbdev-test
 	pytest -n 3 --no-loadscope-reorder
 
 check: .venv/installed  ## what an edited notebook needs before a commit; fails where git then shows a change
