@@ -12,6 +12,7 @@ __all__ = ['app', 'Then', 'Vary', 'ForAllRuns', 'SweepFile', 'main', 'exit_code'
 import contextlib
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +40,7 @@ app = typer.Typer(
 # %% ../nbs/18_cli.ipynb #f2c047aa
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: run `arguments` (default: the command line's) and exit with the code that DESIGN names."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for notebooks that import ONNX Runtime by themselves, too
     words = join_pairs(list(sys.argv[1:] if arguments is None else arguments))
     debug = "--debug" in words
     sys.exit(exit_code(lambda: app([word for word in words if word != "--debug"], standalone_mode=False), debug))

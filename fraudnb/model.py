@@ -89,10 +89,12 @@ def load_model(folder: str | os.PathLike, threads: int = 0) -> Model:
 # %% ../nbs/11_model.ipynb #b5a53558
 def open_session(onnx: bytes, threads: int = 0) -> "onnxruntime.InferenceSession":
     """An ONNX Runtime session on the CPU for the serialised model `onnx`; raises `ModelError` if it is none."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or processors
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
