@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'Then', 'Vary', 'ForAllRuns', 'SweepFile', 'main', 'exit_code', 'expected_error', 'join_pairs', 'split_pairs',
-           'Engine', 'run', 'Sampler', 'sweep', 'SweepProgress', 'print_leaderboard', 'metrics', 'read_metrics',
-           'print_metrics', 'diff', 'report', 'count_of', 'pages_progress', 'comment', 'score', 'score_one',
-           'score_folder', 'describe_scored', 'partitions_progress', 'drift', 'drift_table', 'serve', 'source']
+           'Engine', 'replaced_table', 'run', 'Sampler', 'sweep', 'SweepProgress', 'print_leaderboard', 'metrics',
+           'read_metrics', 'print_metrics', 'diff', 'report', 'count_of', 'pages_progress', 'comment', 'score',
+           'score_one', 'score_folder', 'describe_scored', 'partitions_progress', 'drift', 'drift_table', 'serve',
+           'source']
 
 # %% ../nbs/18_cli.ipynb #fded70f9
 import contextlib
@@ -110,6 +111,18 @@ class Engine(StrEnum):
     warm = "warm"
     fresh = "fresh"
 
+# %% ../nbs/18_cli.ipynb #49c6bf96
+def replaced_table(plan: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> str:
+    """A sentence if the `plan` of a run replaces a table of another source than it names; else empty."""
+    named = [values for notebook, values in plan if notebook.stem == "00_download" and "source" in values]
+    path = root / named[0].get("data_folder", "data/main") / "transactions.parquet" if named else root
+    if not path.is_file():
+        return ""
+    from fraudnb.fetch import public_url
+    from fraudnb.origin import check_replaced, table_facts
+
+    return check_replaced(path, table_facts(path), {"source": public_url(named[0]["source"])}, True, "")
+
 # %% ../nbs/18_cli.ipynb #e77e6334
 @app.command()
 def run(
@@ -141,6 +154,8 @@ def run(
     sections = runs.read_values(values, root) if file or values.exists() else {}
     plan = runs.plan_run(chosen, sections, split_pairs(parameters or []), name)
     runs.prepare_kernels(engine, root)
+    if said := replaced_table(plan, root):
+        print(said, file=sys.stderr)
     for output in runs.run_plan(plan, root / "runs" / name, engine):
         print(f"{output.relative_to(root)}  {runs.run_seconds(output):.1f} s", flush=True)
     if chosen[-1].stem == "04_evaluate":
@@ -279,14 +294,18 @@ def metrics(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A folder under runs/.")] = "main",
     as_json: Annotated[bool, typer.Option("--json", help="Print one flat JSON object.")] = False,
 ) -> None:
-    """Print the metrics of a run."""
+    """Print the metrics of a run. Exit code 2: they are of another model, or other data, than is there now."""
+    from fraudnb.origin import check_numbers
     from fraudnb.runs import project_root
 
     numbers = read_metrics(run, project_root())
+    remarks = check_numbers(project_root() / "runs" / run)
     if as_json:
         print(json.dumps(numbers, indent=1))
     else:
         print_metrics(run, numbers)
+    for remark in remarks:
+        print(remark, file=sys.stderr if as_json else sys.stdout)
 
 # %% ../nbs/18_cli.ipynb #43ef7986
 def read_metrics(run: str, root: Path) -> dict[str, float]:

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CALIBRATED_LEVEL', 'MAIN_METRICS', 'scores_ranking', 'joint_cells', 'tails', 'paired_differences', 'merged_view',
-           'draw_masses', 'interval', 'Result', 'read_result', 'read_json', 'notebook_parameters', 'failed_cell',
-           'model_folder', 'match_rows', 'Gate', 'make_gate', 'priced_by', 'with_losses', 'decisions_of', 'as_decided',
-           'measure', 'measured_differences', 'number', 'metric_rows', 'plain_metrics', 'find_verdict', 'changed_sides',
-           'curve_points', 'changed_values', 'safe_text', 'changes', 'compare', 'describe_result', 'judge', 'result_of',
-           'git', 'find_revision', 'worktree', 'reproduce', 'show', 'code', 'table', 'metric_table', 'verdict_sentence',
-           'gate_row', 'problem_sentence', 'fold', 'sides_table', 'confusion_tables', 'curves_chart', 'changes_text',
-           'to_markdown', 'missing_sentence']
+           'draw_masses', 'interval', 'Result', 'check_measured', 'read_result', 'read_json', 'notebook_parameters',
+           'failed_cell', 'model_folder', 'match_rows', 'Gate', 'make_gate', 'priced_by', 'with_losses', 'decisions_of',
+           'as_decided', 'measure', 'measured_differences', 'number', 'metric_rows', 'plain_metrics', 'find_verdict',
+           'changed_sides', 'curve_points', 'changed_values', 'safe_text', 'changes', 'compare', 'describe_result',
+           'judge', 'result_of', 'git', 'find_revision', 'worktree', 'reproduce', 'show', 'code', 'table',
+           'metric_table', 'verdict_sentence', 'gate_row', 'problem_sentence', 'fold', 'sides_table',
+           'confusion_tables', 'curves_chart', 'changes_text', 'to_markdown', 'missing_sentence']
 
 # %% ../nbs/15_compare.ipynb #68893043
 import json
@@ -41,6 +41,7 @@ from fraudnb.metrics import (
     smaller_is_better,
     with_decisions,
 )
+from .origin import read_origin, standing_of
 from .runs import execution_notes, read_cells, read_parameters, run_seconds, running_cell
 from .schema import read_about
 
@@ -171,11 +172,24 @@ class Result:
     card: dict[str, Any] = field(default_factory=dict)
     problem: dict[str, Any] = field(default_factory=dict)
 
+# %% ../nbs/15_compare.ipynb #ef80799c
+def check_measured(folder: Path, about: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    """Raise `InputError` if the scores in the run's `folder`, with the facts `about`, are not of the model with `card`.
+
+    A model that was refitted was measured before that. A run that says itself what it is of is held against that.
+    """
+    if refused := standing_of(folder).refused if about else "":
+        raise InputError(refused)
+    own = {card.get("sha256"), card.get("refit", {}).get("validated_sha256")} - {None}
+    if own and about.get("model_sha256", card.get("sha256")) not in own:
+        raise InputError(f"The scores in {folder} are of another model than its card: evaluate it again.")
+
 # %% ../nbs/15_compare.ipynb #0f5e6e6e
 def read_result(folder: Path, name: str, problem: Mapping[str, Any] | None = None) -> Result:
     """What the run in `folder`, a folder below the project's runs/, left behind; raises `InputError` if damaged.
 
-    `problem` is why it did not end, if that is known; without scores there is always one.
+    `problem` is why it did not end, if that is known; without scores there is always one. Raises `InputError` too when
+    they are of another model than is there.
     """
     notebooks = sorted(path for path in folder.glob("*.ipynb") if path.suffixes == [".ipynb"])
     parameters = {path.stem: notebook_parameters(path) for path in notebooks}
@@ -187,6 +201,8 @@ def read_result(folder: Path, name: str, problem: Mapping[str, Any] | None = Non
         about = read_about(scores)
     elif not found:
         found = {"notebook": "04_evaluate", "cell": 0, "error": "it has not been executed"}
+    card = read_json(model_folder(folder, parameters) / "card.json")
+    check_measured(folder, about, card)
     return Result(
         name,
         pd.read_parquet(scores) if about else None,
@@ -194,7 +210,7 @@ def read_result(folder: Path, name: str, problem: Mapping[str, Any] | None = Non
         read_json(folder / "metrics.json") if about else {},
         parameters,
         seconds,
-        read_json(model_folder(folder, parameters) / "card.json"),
+        card,
         found,
     )
 
@@ -232,7 +248,9 @@ def failed_cell(notebook: Path) -> dict[str, Any]:
 
 # %% ../nbs/15_compare.ipynb #3081d6f6
 def model_folder(folder: Path, parameters: Mapping[str, Mapping[str, Any]]) -> Path:
-    """The folder of the model that the run in `folder` evaluated: a sweep's own, or that of the same name."""
+    """The folder of the model that the run in `folder` evaluated: as it says itself, a sweep's, or of the same name."""
+    if origin := read_origin(folder):
+        return folder / origin.model_folder
     return folder / "model" if (folder / "model").is_dir() else folder.parent.parent / "models" / folder.name
 
 # %% ../nbs/15_compare.ipynb #5421de17

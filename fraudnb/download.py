@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from .errors import InputError, short
 from .fetch import download_data_from_s3, fetch, public_url, upload_data_to_s3
+from .origin import check_replaced, interactive_defaults, is_named, table_facts
 from .runs import check_running, project_path
 from .sample import sample_transactions
 from fraudnb.schema import (

@@ -41,6 +41,7 @@ from fraudnb.metrics import (
     with_decisions,
 )
 from .model import Model, ModelError, input_matrix, load_model, predict_probability, to_json
+from .origin import interactive_defaults, origin_of, write_numbers
 from .quality import row_columns, savings
 from .rule import Rule, rule_of
 from .runs import as_number, check_running, project_path, record_numbers

@@ -17,6 +17,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from .figures import as_image, new_figure, use_log_axis
+from .origin import interactive_defaults
 from .preprocess import project_to_plane, read_batches, repeated_rows
 from .runs import project_path
 from .schema import Schema, model_inputs, parquet_batches, read_schema

@@ -32,6 +32,7 @@ from sklearn.preprocessing import RobustScaler, StandardScaler
 from .errors import InputError, near_match
 from .figures import as_image, new_figure
 from .model import file_sha256
+from .origin import check_replaced, interactive_defaults, table_facts
 from .runs import check_running, project_path
 from .schema import Schema, parquet_batches, read_about, read_schema, table_writer
 

@@ -13,10 +13,10 @@ __all__ = ['TAGS', 'ATTRIBUTES', 'PICTURE', 'SHOWN', 'PREFERRED', 'STATE', 'RunF
            'render_page', 'plain_name', 'page_of_run', 'page_of_notebook', 'NotebookPage', 'pages_of_run',
            'make_notebook_page', 'damaged_facts', 'run_status', 'join_values', 'own_folder', 'read_metrics',
            'describe_run', 'run_failure', 'shown_parameters', 'choose_metrics', 'count_statuses', 'make_index',
-           'make_run_page', 'page_of_sweep', 'make_sweep_page', 'chart_facts', 'explain_order', 'make_compare_page',
-           'open_site', 'is_inside', 'write_state', 'write_changed', 'renderer_version', 'page_key', 'render_to',
-           'render_pages', 'worker_context', 'remove_pages', 'Report', 'write_report', 'is_current', 'sweep_names',
-           'check_room', 'write_others']
+           'make_run_page', 'page_of_sweep', 'make_sweep_page', 'chart_facts', 'mixed_inputs', 'explain_order',
+           'make_compare_page', 'open_site', 'is_inside', 'write_state', 'write_changed', 'renderer_version',
+           'page_key', 'render_to', 'render_pages', 'worker_context', 'remove_pages', 'Report', 'write_report',
+           'is_current', 'sweep_names', 'check_room', 'write_others']
 
 # %% ../nbs/16_report.ipynb #1275cc90
 import base64
@@ -47,6 +47,7 @@ from urllib.parse import quote
 import fraudnb
 from .errors import InputError, near_match, short
 from .files import atomic_path
+from .origin import Standing, standing_of
 from .runs import StepFailed, parse_parameters, run_folders
 from fraudnb.sweep import (
     FOLDERS,
@@ -153,6 +154,7 @@ def clean_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "error": str(record.get("error", "")),
         "metrics": finite_numbers(record.get("metrics")),
         "seconds": finite_numbers(record.get("seconds")).get("all"),
+        "inputs": str(record.get("inputs", "")),
     }
 
 # %% ../nbs/16_report.ipynb #1cc51159
@@ -188,7 +190,11 @@ def notebook_status(notebook: "NotebookNode", name: str) -> str:
         return "done" if any(cell.execution_count for cell in code) else "not run"
     if name.endswith(".failed.ipynb") or about.get("exception") is True:
         return "failed"
-    return "unfinished" if name.endswith(".partial.ipynb") or not about.get("end_time") else "done"
+    if name.endswith(".partial.ipynb") or not about.get("end_time"):
+        return "unfinished"
+    # papermill notes no exception when a kernel died or the time was up
+    run = [cell for cell in code if cell.source.strip() and "skip-execution" not in cell.metadata.get("tags", [])]
+    return "done" if not run or run[-1].execution_count else "failed"
 
 # %% ../nbs/16_report.ipynb #c3590bde
 def has_failed(cell: "NotebookNode") -> bool:
@@ -647,12 +653,20 @@ def own_folder(name: str, value: Any, run: RunFolder) -> bool:
 
 # %% ../nbs/16_report.ipynb #9bfac9e1
 def read_metrics(run: RunFolder) -> tuple[dict[str, int | float], list[str]]:
-    """The numbers of `run`, of its metrics.json or its record; and what there is to remark about them."""
+    """The numbers of `run`, of its metrics.json or its record; and what there is to remark about them.
+
+    There are none where they are of another model than is there now. A sweep's record says what its numbers are of.
+    """
     path = run.folder / "metrics.json"
     if not path.is_file():
         return dict(run.record.get("metrics", {})), []
     try:
-        return finite_numbers(json.loads(path.read_text(encoding="utf-8"))), []
+        standing = standing_of(run.folder) if not run.record else Standing()
+        if standing.refused:
+            return {}, [standing.refused]
+        return finite_numbers(json.loads(path.read_text(encoding="utf-8"))), list(standing.remarks)
+    except InputError as error:
+        return {}, [short_line(str(error), 400)]
     except (OSError, ValueError, RecursionError) as error:
         return {}, [f"metrics.json cannot be read: {short_line(str(error), 200)}"]
 
@@ -679,6 +693,7 @@ def describe_run(run: RunFolder, pages: Sequence[NotebookPage], facts: Sequence[
         "seconds": measured if measured is not None else sum(seconds) if seconds else None,
         "started": min((about["started"] for about in facts if about["started"]), default=""),
         "point": dict(run.record.get("point", {})),
+        "inputs": run.record.get("inputs", ""),
         "parameters": parameters,
         "given": {name for name in parameters if any(name.rpartition(".")[2] in one["given"] for one in facts)},
         "own": {name for name, value in parameters.items() if own_folder(name, value, run)},
@@ -810,7 +825,7 @@ def make_sweep_page(name: str, runs: Sequence[Mapping[str, Any]], sweeps: Sequen
         smaller=[metric for metric in metrics if smaller_is_better(metric)],
         chart=bool(by),
         counts=count_statuses(runs),
-        apart=explain_order(ordered, by) if by else "",
+        apart=" ".join(filter(None, (explain_order(ordered, by) if by else "", mixed_inputs(ordered)))),
     )
 
 # %% ../nbs/16_report.ipynb #98dc6ce8
@@ -818,6 +833,16 @@ def chart_facts(run: Mapping[str, Any], here: str) -> dict[str, Any]:
     """What the scripts of the page `here` know of `run` (of `describe_run`)."""
     known = {name: run[name] for name in ("name", "key", "status", "point", "metrics")}
     return known | {"href": "../" * here.count("/") + quote(run["page"])}
+
+# %% ../nbs/16_report.ipynb #1e166078
+def mixed_inputs(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence if not all of `runs` (of `describe_run`) that are done began with the same files; else empty."""
+    done = sorted((run for run in runs if run["status"] == "done"), key=lambda run: run["started"])
+    others = sum(run["inputs"] != done[-1]["inputs"] for run in done)
+    if not others:
+        return ""
+    began = "1 run began" if others == 1 else f"{others:,} runs began"
+    return f"{began} with other files than the latest: if the data have changed, they are not to be ranked together."
 
 # %% ../nbs/16_report.ipynb #0059ef8d
 def explain_order(runs: Sequence[Mapping[str, Any]], by: str) -> str:

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['WARM_KERNEL', 'FRESH_KERNEL', 'WARM_MODULES', 'project_root', 'project_path', 'pipeline_notebooks', 'find_notebook',
            'Parameter', 'parse_parameters', 'read_parameters', 'read_cells', 'read_notebook', 'execution_notes',
-           'run_seconds', 'value_fits', 'parse_value', 'check_value', 'check_parameters', 'check_running',
-           'read_values', 'read_yaml', 'read_sections', 'plan_run', 'check_name', 'run_folders', 'as_number',
-           'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers', 'write_metrics', 'leave_out_lessons',
-           'library_text', 'parse_cell', 'bound_names', 'library_import', 'use_library', 'StepFailed', 'running_cell',
-           'failure', 'check_language', 'kernel_settings', 'prepare_kernels', 'set_wait_policy', 'check_cell',
-           'check_end', 'register_engine', 'shorten_streams', 'memory_argument', 'execute', 'run_notebook', 'run_plan',
-           'in_thread', 'normal_code', 'imported_modules', 'notebook_source']
+           'run_seconds', 'value_fits', 'parse_value', 'plain_value', 'check_value', 'check_parameters',
+           'check_running', 'read_values', 'read_yaml', 'read_sections', 'plan_run', 'check_name', 'run_folders',
+           'as_number', 'without_rfc3987', 'open_scrapbook', 'record_numbers', 'read_numbers', 'write_metrics',
+           'leave_out_lessons', 'library_text', 'parse_cell', 'bound_names', 'library_import', 'use_library',
+           'StepFailed', 'running_cell', 'failure', 'check_language', 'kernel_settings', 'prepare_kernels',
+           'set_wait_policy', 'check_cell', 'check_end', 'register_engine', 'shorten_streams', 'memory_argument',
+           'execute', 'run_notebook', 'run_plan', 'in_thread', 'normal_code', 'imported_modules', 'notebook_source']
 
 # %% ../nbs/13_runs.ipynb #3e7cf746
 import ast
@@ -160,9 +160,19 @@ def parse_value(text: str, parameter: Parameter) -> Any:
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"Parameter {parameter.name} expects {parameter.kind}, not {short(text)}.") from error
 
+# %% ../nbs/13_runs.ipynb #102bec5a
+def plain_value(value: Any) -> Any:
+    """`value` with each tuple in it as a list."""
+    if isinstance(value, dict):
+        return {name: plain_value(one) for name, one in value.items()}
+    return [plain_value(one) for one in value] if isinstance(value, list | tuple) else value
+
 # %% ../nbs/13_runs.ipynb #d2db2f34
 def check_value(value: Any, parameter: Parameter, notebook: str) -> Any:
-    """`value` if it fits `parameter` (a whole number becomes float where one is expected); else raises `InputError`."""
+    """`value` if it fits `parameter`, a whole number as float where one is expected; else raises `InputError`.
+
+    Tuples become lists, as which papermill passes them.
+    """
     if parameter.choices and value not in parameter.choices:
         hint = near_match(str(value), parameter.choices)
         choices = ", ".join(parameter.choices)
@@ -170,7 +180,7 @@ def check_value(value: Any, parameter: Parameter, notebook: str) -> Any:
     if not value_fits(value, parameter.kind):
         given = f"{short(value)} ({type(value).__name__})"
         raise InputError(f"Parameter {parameter.name} of {notebook} expects {parameter.kind}, not {given}.")
-    return float(value) if parameter.kind == "float" else value
+    return float(value) if parameter.kind == "float" else plain_value(value)
 
 # %% ../nbs/13_runs.ipynb #e2de1e21
 def check_parameters(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -649,7 +659,8 @@ def run_notebook(
 def run_plan(plan: Sequence[tuple[Path, Mapping[str, Any]]], folder: Path, engine: str = "warm") -> Iterable[Path]:
     """Execute the notebooks of `plan` in order into `folder`, yielding each executed copy as it is done.
 
-    01_explore runs beside those after it, and comes last. Raises `InputError` and `StepFailed`.
+    01_explore runs beside those after it, and comes last. What 04_evaluate has recorded is gathered in `metrics.json`,
+    unless its numbers go to another folder. Raises `InputError` and `StepFailed`.
     """
     aside: list[Future] = []
     for number, (notebook, parameters) in enumerate(plan, start=1):
@@ -658,7 +669,8 @@ def run_plan(plan: Sequence[tuple[Path, Mapping[str, Any]]], folder: Path, engin
             aside.append(in_thread(job))
             continue
         output = job()
-        if notebook.stem == "04_evaluate":
+        place = project_root(notebook.parent) / parameters.get("run_folder", folder)
+        if notebook.stem == "04_evaluate" and place == folder:
             write_metrics(output, folder / "metrics.json")
         yield output
     for future in aside:

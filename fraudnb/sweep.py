@@ -57,6 +57,7 @@ from fraudnb.fetch import (
 )
 from .files import atomic_path
 from .metrics import smaller_is_better
+from .origin import read_origin, write_numbers
 from fraudnb.runs import (
     Parameter,
     StepFailed,
@@ -488,8 +489,7 @@ def execute_steps(run: Run, folder: Path, seconds: dict[str, float]) -> dict[str
         output = run_notebook(path, folder / path.name, values, run.engine, left, memory)
         seconds[path.stem] = round(time.monotonic() - started, 3)
         numbers |= read_numbers(output)
-    with atomic_path(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_numbers(folder, numbers, read_origin(folder))
     return numbers
 
 # %% ../nbs/14_sweep.ipynb #5813ca76

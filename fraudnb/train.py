@@ -53,6 +53,7 @@ from sklearn.utils.validation import has_fit_parameter
 from .errors import InputError, near_match
 from .figures import as_image, new_figure
 from .model import ModelError, file_sha256, input_matrix, open_session, predict_matrix, read_card
+from .origin import check_replaced, interactive_defaults, is_named, model_facts
 from fraudnb.preprocess import (
     AddRatios,
     class_weights,

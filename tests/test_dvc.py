@@ -154,3 +154,16 @@ def test_standard_tools_read_the_run(project):
         json.loads((project / "models/lr/card.json").read_text())["parameters"]["train"]["model"]
         == "logistic_regression"
     )
+
+
+@pytest.mark.thorough
+def test_what_the_numbers_are_of_comes_back_with_the_model(project, tmp_path):
+    """`dvc checkout` brings of.json with the model; a clone without the cache has the numbers of a commit."""
+    for name in ("data", "models"):
+        shutil.rmtree(project / name)
+    (project / "runs/main/of.json").unlink()
+    command("dvc", "checkout", folder=project)
+    done = subprocess.run(["fraudnb", "metrics", "--json"], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and json.loads(done.stdout)["test_rows"] > 0
+    command("git", "clone", "--quiet", str(project), "clone", folder=tmp_path)
+    assert "As committed in" in command("fraudnb", "metrics", folder=tmp_path / "clone")
