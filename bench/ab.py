@@ -79,10 +79,13 @@ from fraudnb.errors import near_match
 Pair = tuple[Side, Side]
 Orders = Iterator[tuple[int, int]]
 WHOLE_RUN = Rule(width=0.2)
+# a server that has just begun to answer makes kernels ready for its first visitors
+SETTLE_SECONDS = 5
 WARM_UP = 100
 CSV_TURNS = 3
 VISITORS = 20
 ROWS = 20_000
+STEPS = ("00_download", "02_preprocess", "03_train", "04_evaluate")
 
 
 @dataclass(frozen=True)
@@ -92,18 +95,6 @@ class Measure:
     name: str
     series: str
     rule: Rule = Rule()
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What is measured, how a side is prepared, how a block of turns is taken, and how many turns and blocks."""
-
-    measures: tuple[Measure, ...]
-    prepare: Callable[[Side, Path, Path], None]
-    block: Callable[[Pair, Path, Orders, int], dict[str, np.ndarray]]
-    options: tuple[str, ...]
-    turns: int = 1
-    blocks: int = 40
 
 
 @contextlib.contextmanager
@@ -134,19 +125,13 @@ def train_model(side: Side, folder: Path, model: Path) -> None:
     """A bundle at `model` that `side` trains on the sample, by its own defaults."""
     folder.mkdir()
     project = make_project(folder, side.tree)
-    steps = ["00_download", "02_preprocess", "03_train", "04_evaluate"]
-    command = [side.fraudnb, "run", *steps, "-p", "source", "sample:20000", "--name", "bench"]
+    command = [side.fraudnb, "run", *STEPS, "-p", "source", "sample:20000", "--name", "bench"]
     with told_of(side):
         timed(command, project, folder / "train.log", side.environment())
     # whole or not at all
     partial_model = model.with_name(f"{model.name}.{os.getpid()}")
     shutil.copytree(project / "models" / "bench", partial_model)
     partial_model.rename(model)
-
-
-def prepare_served(side: Side, folder: Path, table: Path) -> None:
-    """Nothing is made for one side alone: `served_model` and the table are both sides'."""
-    work_folder(side, folder).mkdir()
 
 
 def with_model(a: Side, b: Side, folder: Path) -> Pair:
@@ -163,23 +148,35 @@ def with_model(a: Side, b: Side, folder: Path) -> Pair:
 
 
 @contextlib.contextmanager
-def both_served(pair: Pair, folder: Path, orders: Orders) -> Iterator[list[Server]]:
-    """Both sides' `fraudnb serve`, started anew, in an order that is drawn, and ready."""
+def served(side: Side, folder: Path) -> Iterator[Server]:
+    """The `fraudnb serve` of `side`, ready to answer."""
+    command = [side.fraudnb, "serve", "--port", "0", "--model", side.options["model"]]
+    if "store" in side.options:
+        command += ["--history", side.options["store"]]
+    log = work_folder(side, folder) / "serve.log"
     with contextlib.ExitStack() as stack:
-        servers = {}
-        for at in next(orders):
-            side = pair[at]
-            command = [side.fraudnb, "serve", "--port", "0", "--model", side.options["model"]]
-            if "store" in side.options:
-                command += ["--history", side.options["store"]]
-            log = work_folder(side, folder) / "serve.log"
-            with told_of(side):
-                servers[at] = stack.enter_context(running(command, 0, "/readyz", side.environment(), log))
+        with told_of(side):
+            server = stack.enter_context(running(command, 0, "/readyz", side.environment(), log))
+        yield server
+
+
+def try_serving(side: Side, folder: Path) -> None:
+    """Start the server of `side` once: what does not start is told before anything is measured."""
+    with served(side, folder):
+        pass
+
+
+@contextlib.contextmanager
+def both_served(pair: Pair, folder: Path, orders: Orders) -> Iterator[list[Server]]:
+    """Both sides' servers, started anew in an order that is drawn."""
+    with contextlib.ExitStack() as stack:
+        servers = {at: stack.enter_context(served(pair[at], folder)) for at in next(orders)}
+        time.sleep(SETTLE_SECONDS)
         yield [servers[0], servers[1]]
 
 
 def scored_file(side: Side, folder: Path) -> Path:
-    """The CSV file that `side` scores: its option, or the sample's."""
+    """The CSV file that `side` scores or trains on: its option, or the sample's."""
     return Path(side.options.get("file", folder / "transactions.csv"))
 
 
@@ -228,12 +225,10 @@ def visitors_block(pair: Pair, folder: Path, orders: Orders, turns: int) -> dict
         return {"memory": take_turns(pair, [partial(memory, server) for server in servers], turns, orders)}
 
 
-def prepare_project(side: Side, folder: Path, table: Path, commands: Sequence[Sequence[str]] = ()) -> None:
+def prepare_project(side: Side, folder: Path, commands: Sequence[Sequence[str]]) -> None:
     """A project of the side's own notebooks, in which `commands` of fraudnb have been run."""
-    project = work_folder(side, folder)
-    project.mkdir()
-    make_project(project, side.tree)
-    source = ["-p", "source", side.options.get("file", str(table))]
+    project = make_project(work_folder(side, folder), side.tree)
+    source = ["-p", "source", str(scored_file(side, folder))]
     with told_of(side):
         for command in commands:
             timed([side.fraudnb, *command, *source], project, project / "prepare.log", side.environment())
@@ -268,20 +263,28 @@ def diff_arguments(side: Side, project: Path) -> list[str]:
     return ["diff", "runs/a", "runs/b"]
 
 
-def whole_run(
-    name: str, arguments: Callable[[Side, Path], Sequence[str]], commands: Sequence[Sequence[str]], blocks: int = 40
-) -> Bench:
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, how a block is taken, with which options, turns, and blocks at most; how a side is prepared."""
+
+    measures: tuple[Measure, ...]
+    block: Callable[[Pair, Path, Orders, int], dict[str, np.ndarray]]
+    options: tuple[str, ...]
+    turns: int = 1
+    blocks: int = 40
+    prepare: Callable[[Side, Path], None] = try_serving
+
+
+def whole_run(name: str, arguments: Callable[[Side, Path], Sequence[str]], commands: Sequence[Sequence[str]]) -> Bench:
     """The bench of a command, run from its start to its end, in projects in which `commands` were run before."""
     return Bench(
         (Measure(f"{name}, s", "run", WHOLE_RUN),),
-        partial(prepare_project, commands=commands),
         partial(run_block, arguments=arguments),
         ("file",),
-        blocks=blocks,
+        prepare=partial(prepare_project, commands=commands),
     )
 
 
-STEPS = ("00_download", "02_preprocess", "03_train", "04_evaluate")
 BENCHES = {
     "serve": Bench(
         (
@@ -289,16 +292,14 @@ BENCHES = {
             Measure("one row, p99, ms", "row", Rule(quantile=0.99, bound=1.2, width=0.2, turns=20_000)),
             Measure("CSV, s", "csv"),
         ),
-        prepare_served,
         serve_block,
         ("model", "file", "store"),
         turns=1000,
         blocks=60,
     ),
-    "page": Bench((Measure("first button, s", "visit"),), prepare_served, page_block, ("model", "store"), turns=4),
+    "page": Bench((Measure("first button, s", "visit"),), page_block, ("model", "store"), turns=4),
     "visitors": Bench(
         (Measure(f"{VISITORS} visitors, MB", "memory"),),
-        prepare_served,
         visitors_block,
         ("model", "file", "store"),
         blocks=15,
@@ -434,10 +435,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if "model" in bench.options:
         a, b = with_model(a, b, folder)
     again = dataclasses.replace(a, name="A again")
-    csv_file = folder / "transactions.csv"
-    write_csv(csv_file, arguments.rows or ROWS)
-    for side in (a, again, b):
-        bench.prepare(side, folder, csv_file)
+    write_csv(folder / "transactions.csv", arguments.rows or ROWS)
+    for side in (a, b):
+        work_folder(side, folder).mkdir()
+        bench.prepare(side, folder)
+    shutil.copytree(work_folder(a, folder), work_folder(again, folder))
     log = CACHE / f"{arguments.bench}.csv"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("pair,block,series,turn,a,b\n")

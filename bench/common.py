@@ -231,7 +231,7 @@ def first_widget(browser: Browser, port: int, widget: str = PAGE) -> float:
         page.locator(widget).first.wait_for(timeout=60_000)
         return time.perf_counter() - start
     except Exception as error:
-        print(f"a page of port {port} did not finish: {str(error)[:80]}", file=sys.stderr)
+        print(f"a page of port {port} did not finish: {str(error).splitlines()[0][:80]}", file=sys.stderr)
         return float("inf")
     finally:
         context.close()

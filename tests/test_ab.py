@@ -190,7 +190,7 @@ def run_ab(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """bench/ab.py as a command, in `folder`."""
     command = [sys.executable, str(PACKAGE_ROOT / "bench" / "ab.py"), *arguments]
     env = clean_environment() | {"NO_PROXY": "*", "TMPDIR": str(folder)}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=550, check=False)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=1800, check=False)
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,13 @@ def test_wrong_usage_is_one_paragraph(capsys: pytest.CaptureFixture, arguments: 
     assert (out, err.count("\n")) == ("", 1) and err.startswith("bench/ab.py: ") and said in err
 
 
+@pytest.mark.thorough
 def test_a_server_that_does_not_start_is_told_with_its_side(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    done = run_ab(tmp_path, ".", ".", "serve", "--set", "A:model=empty", "--set", "B:model=empty", "--rows", "10")
+    toy_bundle(tmp_path / "toy")
+    done = run_ab(tmp_path, ".", ".", "serve", "--set", "A:model=toy", "--set", "B:model=empty", "--rows", "10")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
-    assert done.stderr.startswith("bench/ab.py: A") and "serve --port 0" in done.stderr
+    assert done.stderr.startswith("bench/ab.py: B (.): ") and "serve --port 0" in done.stderr
     assert "card.json is missing" in done.stderr
 
 
