@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CALIBRATED_LEVEL', 'MAIN_METRICS', 'scores_ranking', 'joint_cells', 'tails', 'paired_differences', 'merged_view',
-           'draw_masses', 'interval', 'Result', 'check_measured', 'read_result', 'read_json', 'notebook_parameters',
-           'failed_cell', 'model_folder', 'match_rows', 'Gate', 'make_gate', 'priced_by', 'with_losses', 'decisions_of',
-           'as_decided', 'measure', 'measured_differences', 'number', 'metric_rows', 'plain_metrics', 'find_verdict',
-           'changed_sides', 'curve_points', 'changed_values', 'safe_text', 'changes', 'compare', 'describe_result',
-           'judge', 'result_of', 'git', 'find_revision', 'worktree', 'reproduce', 'show', 'code', 'table',
-           'metric_table', 'verdict_sentence', 'gate_row', 'problem_sentence', 'fold', 'sides_table',
+           'draw_masses', 'interval', 'Result', 'check_measured', 'read_scores', 'read_result', 'read_json',
+           'notebook_parameters', 'failed_cell', 'model_folder', 'match_rows', 'Gate', 'make_gate', 'priced_by',
+           'with_losses', 'decisions_of', 'as_decided', 'measure', 'measured_differences', 'number', 'metric_rows',
+           'plain_metrics', 'find_verdict', 'changed_sides', 'curve_points', 'changed_values', 'safe_text', 'changes',
+           'compare', 'describe_result', 'judge', 'result_of', 'git', 'find_revision', 'worktree', 'reproduce', 'show',
+           'code', 'table', 'metric_table', 'verdict_sentence', 'gate_row', 'problem_sentence', 'fold', 'sides_table',
            'confusion_tables', 'curves_chart', 'changes_text', 'to_markdown', 'missing_sentence']
 
 # %% ../nbs/15_compare.ipynb #68893043
@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import InputError
+from .files import format_problem
 from fraudnb.metrics import (
     Decision,
     Ranking,
@@ -184,6 +185,17 @@ def check_measured(folder: Path, about: Mapping[str, Any], card: Mapping[str, An
     if own and about.get("model_sha256", card.get("sha256")) not in own:
         raise InputError(f"The scores in {folder} are of another model than its card: evaluate it again.")
 
+# %% ../nbs/15_compare.ipynb #e8bbe46a
+def read_scores(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The scores in the file at `path`, and the facts that they are of, both of one writing; raises `InputError`."""
+    about = read_about(path)
+    if problem := format_problem(about, path):
+        raise InputError(problem)
+    scores = pd.read_parquet(path)
+    if read_about(path) != about:
+        raise InputError(f"{path} was replaced while it was read: try again when the run has ended.")
+    return scores, about
+
 # %% ../nbs/15_compare.ipynb #0f5e6e6e
 def read_result(folder: Path, name: str, problem: Mapping[str, Any] | None = None) -> Result:
     """What the run in `folder`, a folder below the project's runs/, left behind; raises `InputError` if damaged.
@@ -196,16 +208,16 @@ def read_result(folder: Path, name: str, problem: Mapping[str, Any] | None = Non
     seconds = {path.stem: run_seconds(path) for path in notebooks}
     failed = next(iter(sorted(folder.glob("*.failed.ipynb"))), None)
     found = dict(problem or (failed_cell(failed) if failed else {}))
-    scores, about = folder / "scores.parquet", {}
-    if scores.exists() and not found:
-        about = read_about(scores)
+    scores, about = None, {}
+    if (folder / "scores.parquet").exists() and not found:
+        scores, about = read_scores(folder / "scores.parquet")
     elif not found:
         found = {"notebook": "04_evaluate", "cell": 0, "error": "it has not been executed"}
     card = read_json(model_folder(folder, parameters) / "card.json")
     check_measured(folder, about, card)
     return Result(
         name,
-        pd.read_parquet(scores) if about else None,
+        scores,
         float(about.get("threshold", math.nan)),
         read_json(folder / "metrics.json") if about else {},
         parameters,

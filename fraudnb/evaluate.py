@@ -40,7 +40,7 @@ from fraudnb.metrics import (
     threshold_of_cut,
     with_decisions,
 )
-from .model import Model, ModelError, input_matrix, load_model, predict_probability, to_json
+from .model import FORMAT, Model, ModelError, input_matrix, load_model, predict_probability, to_json
 from .origin import interactive_defaults, origin_of, write_numbers
 from .quality import row_columns, savings
 from .rule import Rule, rule_of

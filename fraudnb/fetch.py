@@ -10,7 +10,7 @@ __all__ = ['log', 'public_url', 'parse_s3_url', 'base_name', 'normal_sha256', 'c
            'upload_data_to_s3', 'is_loopback', 'check_url', 'url_pool', 'open_url', 'check_status', 'save_body',
            'download_once', 'explain_url', 'max_attempts', 'download_url', 'fetch', 'is_remote', 'parse_s3_prefix',
            'join_location', 'check_names_below', 'list_files', 'file_version', 'exists', 'get_bytes', 'read_bytes',
-           'read_end', 'store_file', 'store_bytes', 'open_model']
+           'read_end', 'store_file', 'store_bytes', 'bundle_at_s3', 'fetch_bundle', 'open_model']
 
 # %% ../nbs/20_fetch.ipynb #f061b5c8
 import base64
@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 from .errors import InputError, join_names, near_match, short
 from .files import atomic_path
-from .model import Model, ModelError, file_sha256, load_model
+from .model import BUNDLE, Model, ModelError, current_name, file_sha256, load_model
 
 log = logging.getLogger("fraudnb")
 
@@ -759,18 +759,51 @@ def store_bytes(data: bytes, location: str | os.PathLike) -> None:
     except OSError as error:
         raise InputError(explain_os(error, location)) from error
 
+# %% ../nbs/20_fetch.ipynb #816a7b4c
+def bundle_at_s3(location: str) -> tuple[str, dict[str, str]]:
+    """The S3 prefix with the files of the bundle at `location`, and their versions by name, empty for what is missing.
+
+    Raises `InputError`, and `ModelError` for a file `current` that names nothing.
+    """
+    if exists(join_location(location, "current")):
+        named = read_bytes(join_location(location, "current")).decode(errors="replace")
+        location = join_location(location, f"{current_name(named, location)}/model")
+    return location, {name: file_version(join_location(location, name)) for name in BUNDLE}
+
+# %% ../nbs/20_fetch.ipynb #49eb032e
+def fetch_bundle(location: str, known: str, folder: Path, attempts: int = 5) -> str:
+    """Fetch the bundle at the S3 prefix `location` into `folder`, unless its version is `known`; returns its version.
+
+    Raises `InputError` when it cannot be had, or was replaced during each of `attempts`, and `ModelError` as
+    `bundle_at_s3`.
+    """
+    for _ in range(attempts):
+        place, versions = bundle_at_s3(location)
+        version = json.dumps([place, versions])
+        if version == known:
+            return version
+        try:
+            for name in (name for name, there in versions.items() if there):
+                fetch(join_location(place, name), folder)
+        except InputError:
+            if bundle_at_s3(location) == (place, versions):
+                raise
+        if bundle_at_s3(location) == (place, versions):
+            return version
+        for name in BUNDLE:
+            (folder / name).unlink(missing_ok=True)
+    raise InputError(f"The model at {location} is being replaced all the time: try again.")
+
 # %% ../nbs/20_fetch.ipynb #882af02e
 def open_model(location: str | os.PathLike, threads: int = 0) -> Model:
-    """The model of the bundle in the folder or S3 prefix `location`, verified; raises `ModelError` and `InputError`.
+    """The model of the bundle at the folder or S3 prefix `location`, verified; raises `ModelError` and `InputError`.
 
     `threads` is the number of threads a prediction may use (0: as many as there are cores).
     """
     if not is_remote(location):
         return load_model(location, threads)
     with tempfile.TemporaryDirectory(prefix="fraudnb-") as folder:
-        for name in list_files(location):
-            if name in ("card.json", "evaluation.json", "model.onnx"):
-                fetch(join_location(location, name), Path(folder))
+        fetch_bundle(str(location), "", Path(folder))
         try:
             return load_model(folder, threads)
         except ModelError as error:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from .errors import InputError, join_names, near_match
 from .files import atomic_path
-from .model import Model, ModelError, file_sha256, load_model, predict_probability
+from .model import Model, ModelError, bundle_folder, file_sha256, load_model, predict_probability
 from .rule import Rule, needed_columns, rule_of
 from fraudnb.schema import (
     Schema,
@@ -98,8 +98,8 @@ def decision_rule(model: Model, threshold: float | None = None) -> Rule:
     rule = rule_of(model.card, threshold)
     if rule is None:
         raise InputError(
-            "This model has no threshold, since it was not evaluated: run `fraudnb run 04_evaluate`, "
-            "or pass --threshold."
+            "This model has no threshold, since it was not evaluated (the evaluation of an earlier one does not "
+            "count): run `fraudnb run 04_evaluate`, or pass --threshold."
         )
     return rule
 
@@ -282,6 +282,8 @@ def plan_job(source: str, out: str, model: str, threshold: float | None = None, 
     from fraudnb.fetch import is_remote
 
     source, out, model = absolute(source), absolute(out), absolute(model)
+    if on_disk(model):
+        model = str(bundle_folder(model))  # which stays what it is, should another be promoted meanwhile
     if f"{out}/".startswith(f"{source}/"):
         raise InputError(f"The result cannot go to {out}, below what is read. Name another place with --out.")
     if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():

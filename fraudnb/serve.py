@@ -65,7 +65,7 @@ from .api import Limits, Problem, read_limits
 from .connections import CappedServer, accept_waiting, drained
 from .kernels import LOADING, LOADING_NAMES
 from .live import ModelHolder, watch
-from .model import read_card
+from .model import default_model, read_card
 from fraudnb.web import (
     API,
     POLICY,
@@ -821,7 +821,7 @@ def serve(port: int | None = None, host: str | None = None, model: str | None = 
     local folder (one on S3 is waited for).
     """
     environment = dict(os.environ)
-    location = model or environment.get("MODEL_URI") or "models/main"
+    location = model or environment.get("MODEL_URI") or ""
     port = port if port is not None else int(environment.get("PORT") or 8866)
     host = host if host is not None else ("0.0.0.0" if environment.get("PORT") else "127.0.0.1")
     try:
@@ -829,7 +829,7 @@ def serve(port: int | None = None, host: str | None = None, model: str | None = 
     except ValueError as error:
         raise InputError(str(error)) from error
     if "://" not in location:
-        read_card(location)
+        read_card(location or default_model())
     start_logging()
     library, arenas = ctypes.CDLL(None), -8  # M_ARENA_MAX in malloc.h: one pool of memory for all threads
     if hasattr(library, "mallopt"):

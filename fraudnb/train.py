@@ -15,6 +15,7 @@ __all__ = ['make_estimator', 'model_names', 'default_space', 'pipeline_space', '
 
 # %% ../nbs/03_train.ipynb #158f8086
 import copy
+import hashlib
 import inspect
 import re
 import subprocess
@@ -52,7 +53,15 @@ from sklearn.utils.validation import has_fit_parameter
 # %% ../nbs/03_train.ipynb #922d14f1
 from .errors import InputError, near_match
 from .figures import as_image, new_figure
-from .model import ModelError, file_sha256, input_matrix, open_session, predict_matrix, read_card
+from fraudnb.model import (
+    ModelError,
+    bundle_folder,
+    file_sha256,
+    input_matrix,
+    open_session,
+    predict_matrix,
+    read_card,
+)
 from .origin import check_replaced, interactive_defaults, is_named, model_facts
 from fraudnb.preprocess import (
     AddRatios,
@@ -760,10 +769,11 @@ def load_pipeline(folder: str | Path) -> Pipeline:
     """
     import skops.io
 
-    path = Path(folder) / "model.skops"
-    if file_sha256(path) != read_card(folder).get("skops_sha256"):
+    path = bundle_folder(folder) / "model.skops"
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != read_card(folder).get("skops_sha256"):
         raise ModelError(f"{path} is not the file that its card describes (SHA-256 differs). Train the model again.")
-    return skops.io.load(path, trusted=trusted_types())
+    return skops.io.loads(content, trusted=trusted_types())
 
 # %% ../nbs/03_train.ipynb #e12d1f42
 def reference_quantiles(matrix: np.ndarray, inputs: Sequence[str], weight: np.ndarray) -> dict[str, list[float]]:
