@@ -22,12 +22,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.manifold import TSNE
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import RobustScaler, StandardScaler
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .errors import InputError, near_match
 from .figures import as_image, new_figure
@@ -262,25 +264,45 @@ def make_scaler(name: str, inputs: Sequence[str], schema: Schema) -> ColumnTrans
     return StandardScaler() if name == "standard" else scale_amount_and_time(inputs, schema)
 
 # %% ../nbs/02_preprocess.ipynb #f0ec60c5
-class AddRatios(TransformerMixin, BaseEstimator):
+class AddRatios(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """A step that appends, for each (numerator, denominator) of column numbers in `pairs`, their ratio.
 
     Denominators below 1 count as 1, since a ratio to next to nothing says nothing. It computes in float32.
     """
 
-    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, pairs: Sequence[tuple[int, int]] = ()) -> None:
         self.pairs = pairs
 
     def fit(self, X: np.ndarray, y: np.ndarray | None = None) -> "AddRatios":
-        """Note the number of columns of `X`, shape (rows, columns); nothing else is learned."""
-        self.n_features_in_ = X.shape[1]
+        """Note number and names of the columns of `X`, shape (rows, columns); nothing else is learned.
+
+        Raises `ValueError` for a pair that names no column, and for what is no table of numbers.
+        """
+        X = validate_data(self, X, dtype=np.float32, ensure_all_finite="allow-nan")
+        wrong = [number for pair in self.pairs for number in pair if not 0 <= number < X.shape[1]]
+        if wrong:
+            raise ValueError(f"pairs name column {wrong[0]}, counted from 0, but X has n_features = {X.shape[1]}.")
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:
-        """`X` of shape (rows, columns) as float32 with a column more for each pair."""
-        X = np.asarray(X, np.float32)
+        """`X` of shape (rows, columns) as float32 with a column more for each pair; raises `ValueError` as `fit`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float32, ensure_all_finite="allow-nan")
         ratios = [X[:, [top]] / np.maximum(X[:, [bottom]], np.float32(1)) for top, bottom in self.pairs]
         return np.hstack([X, *ratios])
+
+    def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> np.ndarray:
+        """The names of the columns that `transform` returns: those of the input, then "numerator / denominator"."""
+        names = super().get_feature_names_out(input_features)
+        return np.array([*names, *(f"{names[top]} / {names[bottom]}" for top, bottom in self.pairs)], object)
+
+    def __sklearn_tags__(self) -> Tags:
+        """Missing values go through, and what comes out is float32."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
 
 # %% ../nbs/02_preprocess.ipynb #f693338f
 def ratio_columns(ratios: Sequence[str], inputs: Sequence[str]) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ __all__ = ['make_estimator', 'model_names', 'default_space', 'pipeline_space', '
            'fit_calibration', 'predict_out_of_fold', 'learning_curve', 'fraud_probability', 'plot_learning_curve',
            'inference_pipeline', 'nested_models', 'float32_thresholds', 'ratios_shape', 'convert_ratios',
            'register_converters', 'divide_forests', 'sum_of_forests', 'to_onnx', 'append_calibration', 'hinges',
-           'calibration_nodes', 'check_export', 'trusted_types', 'load_pipeline', 'reference_quantiles',
+           'calibration_nodes', 'check_export', 'trusted_types', 'load_pipeline', 'name_inputs', 'reference_quantiles',
            'quantile_levels', 'fraud_medians', 'library_versions', 'git_revision', 'as_arrays', 'score_folds',
            'refit_pipeline', 'describe_refit']
 
@@ -48,7 +48,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
-from sklearn.utils.validation import has_fit_parameter
+from sklearn.utils import Tags
+from sklearn.utils.validation import FLOAT_DTYPES, has_fit_parameter, validate_data
 
 # %% ../nbs/03_train.ipynb #922d14f1
 from .errors import InputError, near_match
@@ -160,16 +161,29 @@ class MedianImputer(SimpleImputer):
         super().__init__(strategy="median", keep_empty_features=True)
 
     def fit(self, X: np.ndarray, y: np.ndarray | None = None) -> "MedianImputer":
-        """Learn the median of each column of `X`, shape (rows, columns); `y` is not used."""
+        """Learn the median of each column of `X`, shape (rows, columns); `y` is not used.
+
+        Raises `ValueError` for infinities, for no rows, and for what is no table of numbers.
+        """
+        X = validate_data(self, X, dtype=FLOAT_DTYPES, ensure_all_finite="allow-nan")
+        names = getattr(self, "feature_names_in_", None)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
             medians = np.nanmedian(X, axis=0, keepdims=True)
-        # the median of one row is that row
-        return super().fit(medians)
+        super().fit(medians)  # the median of one row is that row
+        if names is not None:
+            self.feature_names_in_ = names
+        return self
 
     def as_sklearn(self) -> SimpleImputer:
         """The fitted imputer as scikit-learn's own class, which skl2onnx and skops know."""
         return SimpleImputer(strategy=self.strategy, keep_empty_features=True).fit(self.statistics_[None])
+
+    def __sklearn_tags__(self) -> Tags:
+        """Unlike scikit-learn's, it takes no sparse matrices."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = False
+        return tags
 
 # %% ../nbs/03_train.ipynb #3f4a11ca
 def make_pipeline(
@@ -775,6 +789,16 @@ def load_pipeline(folder: str | Path) -> Pipeline:
         raise ModelError(f"{path} is not the file that its card describes (SHA-256 differs). Train the model again.")
     return skops.io.loads(content, trusted=trusted_types())
 
+# %% ../nbs/03_train.ipynb #aa29135a
+def name_inputs(pipeline: Pipeline, inputs: Sequence[str]) -> Pipeline:
+    """The fitted `pipeline` with `inputs` as the names of the columns it was fitted to, noted in place."""
+    first, names = pipeline.steps[0][1], np.array(inputs, object)
+    first.feature_names_in_ = names
+    for _, inner, columns in getattr(first, "transformers_", ()):
+        if hasattr(inner, "n_features_in_"):
+            inner.feature_names_in_ = names[columns]
+    return pipeline
+
 # %% ../nbs/03_train.ipynb #e12d1f42
 def reference_quantiles(matrix: np.ndarray, inputs: Sequence[str], weight: np.ndarray) -> dict[str, list[float]]:
     """Weighted quantiles of each column of `matrix` at `quantile_levels()`, by name; missing values are left out."""
@@ -824,10 +848,15 @@ def library_versions() -> dict[str, str]:
 
 # %% ../nbs/03_train.ipynb #da36a78b
 def git_revision(root: Path) -> str:
-    """The git commit of the project at `root`, with "+changes" when its files differ from it; "" outside a checkout."""
+    """The git commit of the project at `root`, with "+changes" when its files differ from it.
 
+    Empty outside a checkout, and where git is not installed.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 # %% ../nbs/03_train.ipynb #52595bb7
