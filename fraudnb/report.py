@@ -329,8 +329,10 @@ def clean_html(source: str) -> str:
     visible = re.sub(r"<(style|script)\b.*?</\1\s*>", "", source, flags=re.DOTALL | re.IGNORECASE)
     cleaned = html_cleaner().clean(visible)
     cleaned = re.sub(r"<img\b[^>]*>", lambda match: local_picture(match[0]), cleaned)
-    box = '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>'
-    return cleaned.replace("<table>", box).replace("</table>", "</table></div>")
+    # a group, not a region: a page may have many tables, and landmarks need names of their own
+    box = '<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>'
+    boxed = cleaned.replace("<table>", box).replace("</table>", "</table></div>")
+    return re.sub(r"<th>\s*</th>", "<td></td>", boxed)
 
 # %% ../nbs/16_report.ipynb #942a5c95
 def local_picture(tag: str) -> str:

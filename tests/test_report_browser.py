@@ -3,11 +3,13 @@ a desk, in light and dark, with and without scripts. A page that logs an error o
 """
 
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from conftest import made_once
 from playwright.sync_api import Page
+from pypdf import PdfReader
 from report_runs import HOSTILE, write_site
 
 PHONE, DESK = {"width": 375, "height": 740}, {"width": 1440, "height": 900}
@@ -56,6 +58,38 @@ def page_names(site: Path) -> list[str]:
     names = ["index.html", "compare.html#run=main&run=forest", "sweeps/sweep.html", "runs/main/index.html"]
     names += ["runs/main/03_train.html", "runs/broken/03_square.failed.html", "runs/broken/index.html"]
     return [*names, "runs/cut/03_train.html", str(hostile.relative_to(site))]
+
+
+def printed(page: Page) -> str:
+    """The text of the page as it comes out of a printer, on A4, without white space."""
+    paper = PdfReader(BytesIO(page.pdf(prefer_css_page_size=True)))
+    return "".join("".join(sheet.extract_text().split()) for sheet in paper.pages)
+
+
+def test_paper_has_every_metric(visit):
+    """What scrolls on a screen cannot on paper: each column is on it, and what only a screen needs is not."""
+    page = visit()
+    shown = page.locator("#runs tbody td.number:visible").all_inner_texts()
+    text = printed(page)
+    lost = [one for one in shown if "".join(one.split()) not in text]
+    assert shown and not lost and "Compare" not in text.replace("Comparetheticked", ""), lost
+
+
+@pytest.mark.parametrize("name", ["sweeps/sweep.html", "runs/main/index.html", "compare.html#run=main&run=forest"])
+def test_paper_is_as_wide_as_the_tables(visit, name):
+    page = visit(name)
+    shown = page.locator("main td:visible, main th:visible").all_inner_texts()
+    text = printed(page)
+    lost = {one for one in shown if "".join(one.split()) not in text and one not in ("Compare", "")}
+    assert len(shown) > 8 and not lost
+
+
+def test_paper_has_the_ends_of_long_lines(visit):
+    page = visit("runs/main/03_train.html")
+    lines = [line for block in page.locator("pre:visible").all_inner_texts() for line in block.splitlines()]
+    assert max(map(len, lines)) > 80
+    text = printed(page)
+    assert not [line for line in lines if "".join(line.split()) not in text]
 
 
 def names_of(page: Page) -> list[str]:

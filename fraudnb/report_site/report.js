@@ -112,7 +112,7 @@ function drawChart() {
   const y = numericScale(runs.flatMap((run) => [run.metrics[metric], ...(interval(run, metric) ?? [])]), height - 56, 16);
   const sign = data.smaller.includes(metric) ? 1 : -1;
   const best = runs.reduce((one, other) => (sign * other.metrics[metric] < sign * one.metrics[metric] ? other : one));
-  const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" });
+  const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group" });
   svg.setAttribute("aria-label", `${metric} by ${parameter}: ${runs.length} runs, best ${best.key} with ${number(best.metrics[metric])}`);
   drawAxes(svg, x, y, { width, height, parameter: parameter + (x.log ? " (logarithmic)" : ""), metric: metric + (y.log ? " (logarithmic)" : "") });
   runs.forEach((run) => {
@@ -195,7 +195,7 @@ function sortParameters(runs) {
 
 function sideBySide(caption, runs, rows) {
   const table = make("table"), head = make("tr"), box = make("div", "", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption });
-  head.append(make("th", "", { scope: "col" }), ...runs.map((run) => make("th", run.name, { scope: "col", class: "run" })));
+  head.append(make("td"), ...runs.map((run) => make("th", run.name, { scope: "col", class: "run" })));
   table.append(make("caption", caption), make("thead"), make("tbody"));
   table.tHead.append(head);
   for (const [name, cells] of rows) {
