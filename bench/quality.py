@@ -247,7 +247,7 @@ def prequential(project: Path, data: Path, seeds: int) -> str:
     inputs = model_inputs(schema)
     matrix, label, weight = as_arrays(table, inputs, schema)
     folds = list(PrequentialSplit(table[schema.time].to_numpy(), 0.0, 0.0, WINDOWS["test"], 4).split(matrix, label))
-    recipe = yaml.safe_load((project / "recipes/ulb.yaml").read_text())["03_train"]
+    recipe = yaml.safe_load((project / "recipes/ulb.yaml").read_text())["train"]
     drawn, lines = {}, []
     for name, make in tried(inputs, schema, recipe).items():
         by_seed = []

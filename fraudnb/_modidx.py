@@ -777,6 +777,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'fraudnb.runs.shorten_streams': ('runs.html#shorten_streams', 'fraudnb/runs.py'),
                               'fraudnb.runs.use_library': ('runs.html#use_library', 'fraudnb/runs.py'),
                               'fraudnb.runs.value_fits': ('runs.html#value_fits', 'fraudnb/runs.py'),
+                              'fraudnb.runs.values_source': ('runs.html#values_source', 'fraudnb/runs.py'),
                               'fraudnb.runs.without_rfc3987': ('runs.html#without_rfc3987', 'fraudnb/runs.py'),
                               'fraudnb.runs.write_metrics': ('runs.html#write_metrics', 'fraudnb/runs.py')},
             'fraudnb.sample': { 'fraudnb.sample.amount_quantiles': ('sample.html#amount_quantiles', 'fraudnb/sample.py'),

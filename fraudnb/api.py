@@ -102,8 +102,11 @@ def problem_json(problem: Problem) -> bytes:
 
 # %% ../nbs/26_api.ipynb #282c7bb0
 def cell_error(row: int | None, column: str | None, value: Any, reason: str) -> dict[str, Any]:
-    """One entry of a problem's list: `row` counted from 1, `column`, `value` shortened to text, and the `reason`."""
-    shown = value if isinstance(value, str) else repr(value)
+    """One entry of a problem's list: `row` counted from 1, `column`, `value` shortened to text, and the `reason`.
+
+    What is no text is told as JSON writes it: `null`, `true`, `[1, 2]`.
+    """
+    shown = value if isinstance(value, str) else json.dumps(value, default=repr)
     return {"row": row, "column": column, "value": shown[:40] + ("…" if len(shown) > 40 else ""), "reason": reason}
 
 # %% ../nbs/26_api.ipynb #191896d8

@@ -59,6 +59,13 @@ def exit_code(command: Callable[[], int | None], debug: bool = False) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("Stopped.", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        package = (error.name or "fraudnb").partition(".")[0]
+        if debug or package == "fraudnb":
+            raise
+        extra = "dask" if package in ("dask", "distributed") else "pipeline"
+        print(f"fraudnb: {package} is not installed: pip install 'fraudnb[{extra}]'.", file=sys.stderr)
+        return 2
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's usage errors have no public class
             said = error.format_message() or "nothing to do."
@@ -617,10 +624,13 @@ def serve(
 # %% ../nbs/18_cli.ipynb #531f0cb2
 @app.command(hidden=True)
 def source(notebook: str, out: Annotated[Path, typer.Option("--out")]) -> None:
-    """Write the code that executing NOTEBOOK depends on to a file, for DVC to compare."""
+    """Write the code and the values that executing NOTEBOOK depends on to a file, for DVC to compare."""
 
-    from fraudnb.runs import find_notebook, notebook_source, project_root
+    from fraudnb import runs
 
-    root = project_root()
+    root = runs.project_root()
+    path, values = runs.find_notebook(notebook, root), root / "params.yaml"
+    sections = runs.read_values(values, root) if values.exists() else {}
+    text = runs.notebook_source(path, root / "fraudnb") + runs.values_source(sections.get(path.stem, {}))
     with atomic_path(out) as temporary:
-        temporary.write_text(notebook_source(find_notebook(notebook, root), root / "fraudnb"), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")

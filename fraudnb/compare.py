@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -584,7 +585,10 @@ def find_revision(word: str, root: Path) -> str:
 # %% ../nbs/15_compare.ipynb #72e38e55
 @contextmanager
 def worktree(revision: str, root: Path) -> Iterator[Path]:
-    """A checkout of the commit `revision` in a folder of its own, with the DVC cache of `root`; removed at the end."""
+    """A checkout of the commit `revision` in a folder of its own, removed at the end.
+
+    It has the DVC cache of `root`, and its dvc.lock where git has none: what both have in common need not run again.
+    """
     with TemporaryDirectory(prefix="fraudnb-") as parent:
         place = Path(parent, "checkout")
         git(root, "worktree", "add", "--quiet", "--detach", str(place), revision)
@@ -592,6 +596,8 @@ def worktree(revision: str, root: Path) -> Iterator[Path]:
             if (root / ".dvc").is_dir() and (place / ".dvc").is_dir():
                 settings = f"[cache]\n    dir = {root / '.dvc/cache'}\n"
                 (place / ".dvc/config.local").write_text(settings, encoding="utf-8")
+            if (root / "dvc.lock").exists() and not (place / "dvc.lock").exists():
+                shutil.copy(root / "dvc.lock", place)
             yield place
         finally:
             git(root, "worktree", "remove", "--force", str(place))
@@ -617,10 +623,14 @@ def reproduce(place: Path, root: Path) -> dict[str, Any]:
     if done.returncode == 0:
         return {}
     failed = next(iter(sorted(place.glob("runs/main/*.failed.ipynb"))), None)
-    if failed:
-        return failed_cell(failed)
     told = [line for line in done.stderr.splitlines() if line.startswith("fraudnb: ")] or done.stderr.splitlines()
-    return {"notebook": "pipeline", "cell": 0, "error": told[0].removeprefix("fraudnb: ") if told else "it stopped"}
+    error = told[0].removeprefix("fraudnb: ") if told else "it stopped"
+    problem = failed_cell(failed) if failed else {"notebook": "pipeline", "cell": 0, "error": error}
+    # what lies there of the failed step and those after it came from the cache, and is another revision's
+    for path in place.glob("runs/main/[0-9]*.ipynb"):
+        if path != failed and (not failed or path.name >= problem["notebook"]):
+            path.unlink()
+    return problem
 
 # %% ../nbs/15_compare.ipynb #9c945dca
 MAIN_METRICS = ("average_precision", "recall", "precision", "alerts_a_day", "expected_cost")

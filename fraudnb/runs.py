@@ -11,10 +11,12 @@ __all__ = ['WARM_KERNEL', 'FRESH_KERNEL', 'WARM_MODULES', 'project_root', 'proje
            'leave_out_lessons', 'library_text', 'parse_cell', 'bound_names', 'library_import', 'use_library',
            'StepFailed', 'running_cell', 'failure', 'check_language', 'kernel_settings', 'prepare_kernels',
            'set_wait_policy', 'check_cell', 'check_end', 'register_engine', 'shorten_streams', 'memory_argument',
-           'execute', 'run_notebook', 'run_plan', 'in_thread', 'normal_code', 'imported_modules', 'notebook_source']
+           'execute', 'run_notebook', 'run_plan', 'in_thread', 'normal_code', 'imported_modules', 'notebook_source',
+           'values_source']
 
 # %% ../nbs/13_runs.ipynb #3e7cf746
 import ast
+import errno
 import functools
 import io
 import json
@@ -222,14 +224,24 @@ def read_yaml(path: Path) -> Any:
 
 # %% ../nbs/13_runs.ipynb #ac54dff6
 def read_sections(sections: Any, path: Path, root: Path) -> dict[str, dict[str, Any]]:
-    """`sections` of the file at `path`, if they are values by the stems of notebooks; raises `InputError` otherwise."""
+    """`sections` of the file at `path`, values by the names of notebooks, as values by their stems.
+
+    Raises `InputError` for what is no such thing, for an unknown notebook, and for two sections of one notebook.
+    """
     if not isinstance(sections, dict) or not all(isinstance(one, dict | None) for one in sections.values()):
         raise InputError(
-            f"{path} must have one section per notebook with its values, such as '03_train:' and below it 'seed: 1'."
+            f"{path} must have one section per notebook with its values, such as 'train:' and below it 'seed: 1'."
         )
-    own = {str(stem): section or {} for stem, section in sections.items() if stem != "gate"}  # that is for fraudnb diff
-    for stem in own:
-        find_notebook(stem, root)
+    own: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
+    for name, section in sections.items():
+        if name == "gate":  # that is for fraudnb diff
+            continue
+        stem = find_notebook(str(name), root).stem
+        if stem in own:
+            both = f"{names[stem]!r} and {str(name)!r}"
+            raise InputError(f"{path} has two sections for {stem}: {both}. Keep one of them.")
+        own[stem], names[stem] = section or {}, str(name)
     return own
 
 # %% ../nbs/13_runs.ipynb #a39d9169
@@ -261,7 +273,7 @@ def plan_run(
 def check_name(name: str) -> str:
     """`name` if it can name a run's folders; else raises `InputError`."""
     if not name or name != Path(name).name or name.startswith("."):
-        raise InputError(f"{short(name)} cannot be a run's name: it names folders; use letters, digits, - and _.")
+        raise InputError(f"{short(name)} cannot be a run's name: it names folders; no / and no dot in front.")
     return name
 
 # %% ../nbs/13_runs.ipynb #eb56e24e
@@ -416,7 +428,8 @@ def failure(notebook: Path, partial: Path, error: Exception) -> Exception:
         return InputError(f"{notebook.stem}: {message} ({where})")
     if hasattr(error, "cell_index"):
         cell = f"cell {error.cell_index + 1} of {notebook.name}"
-        return StepFailed(f"{cell} failed with {error.ename}: {message}. The cell: {error.source.strip()!r}. {where}")
+        told = f"{cell} failed with {error.ename}: {message.removesuffix('.')}."
+        return StepFailed(f"{told} The cell: {error.source.strip()!r}. {where}")
     number, source = running_cell(partial)
     # a timeout's message goes on with a preview of the cell
     what = f"{type(error).__name__}: {message.partition(' The message was')[0][:400].rstrip('.')}."
@@ -648,9 +661,9 @@ def run_notebook(
         raise InputError(f"There is no kernel {error.name!r} here: pip install ipykernel makes it.") from error
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise StepFailed(
-            f"{notebook.name} could not be saved as {output}: {error}. Make room and run again."
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Make room and run again." if full else "Choose another place with --name, or change its permissions."
+        raise StepFailed(f"{notebook.name} could not be saved as {output}: {error}. {advice}") from error
     os.replace(partial, output)
     failed.unlink(missing_ok=True)
     return output
@@ -730,3 +743,8 @@ def notebook_source(notebook: Path, library: Path) -> str:
         sources[module] = normal_code((library / f"{module}.py").read_text(encoding="utf-8"))
         waiting |= imported_modules(sources[module], library) - sources.keys()
     return "\n\n".join([own, *(f"# {library.name}.{name}\n{sources[name]}" for name in sorted(sources))]) + "\n"
+
+# %% ../nbs/13_runs.ipynb #89a0aca7
+def values_source(values: Mapping[str, Any]) -> str:
+    """`values`, a section of params.yaml, as one line of Python: JSON in a remark, keys sorted."""
+    return f"# values: {json.dumps(values, sort_keys=True, default=repr)}\n"

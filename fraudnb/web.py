@@ -894,6 +894,10 @@ def openapi(model: Model | None, token: bool) -> dict[str, Any]:
     if token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
+        for path in ("/healthz", "/readyz"):  # open to all
+            call = paths[path]["get"]
+            call["security"] = []
+            del call["responses"]["401"]
     return document
 
 # %% ../nbs/29_web.ipynb #a3f6a67f
@@ -1028,14 +1032,17 @@ def api_html(document: dict[str, Any]) -> str:
             rows = [(one["name"], f"option: {one['description']}") for one in call.get("parameters", [])]
             rows += [(kind, "body") for kind in call.get("requestBody", {}).get("content", {})]
             rows += [(status, answer["description"]) for status, answer in call["responses"].items()]
-            cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(what)}</td></tr>" for name, what in rows)
+            cells = "".join(
+                f'<tr><th scope="row">{escape(name)}</th><td>{escape(what)}</td></tr>' for name, what in rows
+            )
             parts.append(f"<table>{cells}</table>")
     content = document["paths"]["/api/score"]["post"]["requestBody"]["content"]
     token = " -H 'Authorization: Bearer TOKEN'" if "security" in document else ""
     row = json.dumps(content["application/json"]["example"])
     calls = f"curl{token} ADDRESS/api/score -H 'Content-Type: application/json' -d '{row}'\n\n"
     calls += f"curl{token} ADDRESS/api/score -H 'Content-Type: text/csv' --data-binary @transactions.csv -o scored.csv"
-    return "".join([*parts, f"<h2>Calls</h2><pre>{escape(calls)}</pre>"])
+    calls = f'<pre tabindex="0" role="group" aria-label="Calls">{escape(calls)}</pre>'
+    return "".join([*parts, f"<h2>Calls</h2>{calls}"])
 
 # %% ../nbs/29_web.ipynb #7be53a86
 API = [

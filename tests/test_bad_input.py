@@ -403,6 +403,8 @@ BAD_RECIPES = {
     "tab in YAML": ("02_preprocess:\n\tseed: 1\n", "cannot be read as YAML"),
     "not sections": ("seed: 1\n", "one section per notebook"),
     "a list": ("- 02_preprocess\n", "one section per notebook"),
+    "no number": ("preprocess: {sed: 1}\n", "02_preprocess has no parameter 'sed'. Did you mean 'seed'?"),
+    "two names of one": ("preprocess: {seed: 1}\n02_preprocess: {}\n", "for 02_preprocess: 'preprocess' and '02_pre"),
     "not UTF-8": (b"02_preprocess: {split: \xff}\n", "cannot be read as YAML"),
 }
 

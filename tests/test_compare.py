@@ -196,6 +196,20 @@ def test_broken_base(repository, tmp_path):
     check_comment("broken_base", done.stdout)
 
 
+def test_without_a_committed_lock_the_own_one_is_asked(repository, tmp_path):
+    """What base and head have in common comes from the cache: its run times are the same to the millisecond."""
+    git(repository, "rm", "--quiet", "--cached", "dvc.lock")
+    git(repository, "commit", "--quiet", "--message", "dvc.lock is this machine's")
+    write_parameters(repository, **{"04_evaluate": {"threshold": 0.05}})
+    git(repository, "commit", "--quiet", "--all", "--message", "another threshold")
+    out = tmp_path / "comment.md"
+    done = command(repository, "diff", "HEAD~1", "HEAD", "--out", out)
+    assert done.returncode == 0, done.stderr
+    comparison = json.loads(out.with_suffix(".json").read_text())
+    seconds = {one["name"]: (one["base"], one["head"]) for one in comparison["seconds"]}
+    assert all(seconds[name][0] == seconds[name][1] for name in ("00_download", "03_train")), seconds
+
+
 def scores(folder: Path, **columns: object) -> Path:
     """A run's folder with scores of 400 rows, of which `columns` replace some."""
     from fraudnb.schema import Schema, write_table

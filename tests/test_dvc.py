@@ -28,17 +28,17 @@ def executed(output: str) -> list[str]:
 
 
 def copy_project(folder: Path) -> Path:
-    """A git checkout of the project as it stands here, on a sample of 20,000 rows."""
+    """A git checkout of the project as it stands here, without this machine's dvc.lock, on a sample of 20,000 rows."""
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
     )
     for name in filter(None, files.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     values = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    values["00_download"]["source"] = "sample:20000"
-    values["04_evaluate"]["resamples"] = 100
+    values["download"]["source"] = "sample:20000"
+    values["evaluate"]["resamples"] = 100
     (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     command("git", "init", "--quiet", folder=folder)
     commit(folder)
@@ -102,9 +102,40 @@ def test_outputs_ids_and_remarks_rerun_no_notebook(project):
 
 def test_a_parameter_of_04_reruns_04_alone(project):
     values = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
-    values["04_evaluate"]["review_cost"] = 7.0
+    values["evaluate"]["review_cost"] = 7.0
     (project / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     assert executed(command("dvc", "repro", folder=project)) == ["04_evaluate"]
+
+
+def test_one_and_one_point_nought_are_two_values(project):
+    """DVC takes 1, 1.0 and true for equal; a notebook need not."""
+    for text, ran in (("1.0", ["03_train", "04_evaluate"]), ("1", ["03_train", "04_evaluate"]), ("1", [])):
+        values = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+        settings = {"n_estimators": 5, "max_features": yaml.safe_load(text)}
+        values["train"] |= {"model": "extra_trees", "model_settings": settings}
+        (project / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        assert executed(command("dvc", "repro", folder=project)) == ran, text
+
+
+def test_old_and_new_names_of_a_section_at_once_are_refused(project):
+    with open(project / "params.yaml", "a", encoding="utf-8") as file:
+        file.write("03_train: {seed: 1}\n")
+    done = subprocess.run(["dvc", "repro"], cwd=project, capture_output=True, text=True)
+    assert done.returncode != 0 and "two sections for 03_train: 'train' and '03_train'" in done.stderr
+
+
+@pytest.mark.thorough
+def test_experiments_are_made_on_the_command_line(project):
+    """`dvc exp run -S` changes a parameter, runs what depends on it, and keeps the result beside the others."""
+    author = {"GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "t@example.com"}
+    env = os.environ | author | {name.replace("AUTHOR", "COMMITTER"): value for name, value in author.items()}
+    words = ["-S", "train.model=extra_trees", "-S", "train.model_settings={n_estimators: 5}", "-S", "evaluate.seed=3"]
+    output = command("dvc", "exp", "run", "--name", "trees", *words, folder=project, env=env)
+    assert executed(output) == ["03_train", "04_evaluate"]
+    card = json.loads((project / "models/main/card.json").read_text())
+    assert card["parameters"]["train"]["model"] == "extra_trees"
+    shown = command("dvc", "exp", "show", "--csv", "--only-changed", folder=project, env=env)
+    assert "trees" in shown and "extra_trees" in shown, shown
 
 
 def test_changed_code_of_a_notebook_reruns_it(project):
@@ -120,7 +151,7 @@ def test_changed_code_of_a_notebook_reruns_it(project):
 def test_a_failing_step_leaves_the_earlier_outputs(project):
     """DVC deletes outputs before a stage runs unless told not to; a wrong value must cost nothing."""
     values = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
-    values["00_download"]["source"] = "no/such/file.csv"
+    values["download"]["source"] = "no/such/file.csv"
     (project / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     kept = ["data/main/transactions.parquet", "runs/main/00_download.ipynb", "models/main/model.onnx"]
     before = [(project / name).read_bytes() for name in kept]

@@ -189,7 +189,8 @@ def test_dvc_has_one_stage_per_notebook():
     for name in pipeline:
         assert stages[name]["cmd"] == f"fraudnb run {name}"
         assert f"build/sources/{name}.py" in stages[name]["deps"]
-        assert stages[name]["params"] == [name]
+        assert stages[name]["params"] == [name.partition("_")[2]]
+    assert "params.yaml" in stages["source"]["do"]["deps"]
 
 
 def test_imports_point_the_right_way():

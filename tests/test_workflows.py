@@ -124,7 +124,7 @@ def runner(finished, tmp_path) -> Runner:  # noqa: F811
 
 
 def set_value(project: Path, notebook: str, **values: object) -> None:
-    """Change the parameters of `notebook` in params.yaml, and commit that."""
+    """Change the parameters of `notebook`, such as "train", in params.yaml, and commit that."""
     sections = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     sections[notebook] |= values
     (project / "params.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
@@ -189,7 +189,7 @@ def test_workflows_have_githubs_schema():
 
 def test_ci_check_and_wheel(runner):
     """As it is both pass; a notebook committed with its outputs does not."""
-    assert runner.shell("make check", {}) == 0, runner.output
+    assert runner.shell("make check", {"CI": "true"}) == 0, runner.output
     assert runner.run("ci", "wheel") == 0, runner.output
     (wheel,) = (runner.store / "artifacts/wheel").glob("*.whl")
     assert f"{wheel.name}: " in runner.output and "the command runs" in runner.output
@@ -200,14 +200,28 @@ def test_ci_check_and_wheel(runner):
 
     change_notebook(runner.project / "nbs/10_schema.ipynb", as_if_opened)
     commit(runner.project)
-    assert runner.shell("make check", {}) != 0
-    assert "4111 1111" in runner.output
+    assert runner.shell("make check", {"CI": "true"}) != 0
+    assert "4111 1111" in runner.output and "run make check and commit" in runner.output
+    # whoever has edited it is told what to commit
+    assert runner.shell("make check", {"CI": ""}) == 0
+    assert "To be committed together:\n M nbs/10_schema.ipynb\n" in runner.output
+
+
+@pytest.mark.thorough
+def test_make_run_needs_no_git(runner):
+    """The repository as a ZIP; and once there is git, DVC is told so."""
+    shutil.rmtree(runner.project / ".git")
+    assert runner.shell("make restore run", {}) == 0, runner.output
+    assert "average_precision" in runner.output
+    command("git", "init", "--quiet", folder=runner.project)
+    assert runner.shell("make restore", {}) == 0, runner.output
+    assert "no_scm" not in (runner.project / ".dvc/config.local").read_text(encoding="utf-8")
 
 
 @pytest.mark.long
 def test_ci_pipeline_then_comment(runner, github):  # noqa: F811
     """A pull request that changes the model: its comparison is posted by the other workflow."""
-    set_value(runner.project, "03_train", model="decision_tree")
+    set_value(runner.project, "train", model="decision_tree")
     clean(runner.project)
     runner.values = {BASE: "HEAD^1"}
     code = runner.run("ci", "pipeline")
