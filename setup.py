@@ -20,6 +20,7 @@ setup(
     author=settings["author"],
     license=settings["license"],
     keywords=settings["keywords"].split(),
+    classifiers=settings["classifiers"].splitlines(),
     python_requires=f">={settings['min_python']}",
     packages=[settings["lib_name"]],
     package_data={settings["lib_name"]: ["*.json", "report_site/*", "page_site/*"]},
