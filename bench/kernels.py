@@ -28,6 +28,7 @@ import psutil
 from common import alternate, markdown, median_and_range, own_zygotes, print_heading, proc_bytes
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from traitlets.config import Config
 
 MODULES = (
     "numpy",
@@ -57,7 +58,8 @@ def running_kernel(name: str) -> Iterator[tuple[KernelManager, Start]]:
     """Start a kernel of the kernelspec `name`, have it do the imports, and shut it down at the end."""
     with TemporaryDirectory(prefix="kernel-") as sockets:
         start = time.perf_counter()
-        manager = KernelManager(kernel_name=name, transport="ipc", ip=f"{sockets}/socket")
+        wished = Config(ForkProvisioner={"eager": True})
+        manager = KernelManager(kernel_name=name, transport="ipc", ip=f"{sockets}/socket", config=wished)
         # a plain kernel prints how to connect to it
         manager.start_kernel(stdout=subprocess.DEVNULL)
         client = manager.client()

@@ -105,7 +105,10 @@ class PageKernels(KernelSpecManager):
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         """Its description: forked from a process that has the page's modules loaded."""
-        provisioner = {"provisioner_name": "warm-fork", "config": {"modules": list(PAGE_MODULES), "idle": 15}}
+        provisioner = {
+            "provisioner_name": "warm-fork",
+            "config": {"modules": list(PAGE_MODULES), "idle": 15, "eager": True},
+        }
         return KernelSpec(
             argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *OPTIONS],
             display_name=kernel_name,

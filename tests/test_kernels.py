@@ -29,6 +29,7 @@ from conftest import PACKAGE_ROOT, processes_of
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from project import wait_until, write_notebook
+from traitlets.config import Config
 
 from fraudnb import kernels, runs
 from fraudnb.kernels import ForkedProcess, NoZygote, describe_process, fork_kernel, why_plain, write_kernelspec
@@ -108,7 +109,8 @@ def runtime() -> Path:
 def started(name: str, **options: Any) -> Iterator[KernelManager]:
     """A kernel of the kernelspec `name`, asked for with `options`; whether it answers is not waited for."""
     sockets = runtime() / f"{os.getpid()}-{next(NUMBERS)}"
-    manager = KernelManager(kernel_name=name, transport="ipc", ip=str(sockets))
+    wished = Config(ForkProvisioner={"eager": options.pop("eager", True)})
+    manager = KernelManager(kernel_name=name, transport="ipc", ip=str(sockets), config=wished)
     options["env"] = dict(options.get("env", os.environ))
     options["env"].pop("PYTEST_CURRENT_TEST", None)  # a kernel that sees it leaves its file descriptors alone
     manager.start_kernel(**options)
@@ -144,11 +146,13 @@ def gone(pid: int) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def settings() -> Iterator[pytest.MonkeyPatch]:
     """Kernelspecs of these tests' own: `numeric`, with libraries loaded, and `bare`, with none."""
-    folder = Path(os.environ["XDG_RUNTIME_DIR"])
+    # a folder of this file's own: other workers' zygotes would count, of which there are three at most
+    folder = Path(tempfile.mkdtemp(prefix="k-", dir=os.environ["XDG_RUNTIME_DIR"]))
     write_kernelspec("numeric", "Numeric", NUMERIC, folder)
-    write_kernelspec("bare", "Bare", (), folder)
+    write_kernelspec("bare", "Bare", (), folder, eager=True)
     modules = write_modules(folder / "modules", openmp=OPENMP)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
         patch.setenv("JUPYTER_PATH", str(folder / "share/jupyter"))
         patch.setenv("IPYTHONDIR", str(folder / "ipython"))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(PACKAGE_ROOT), str(modules)]))
@@ -512,7 +516,7 @@ def test_another_user(place):
         request = json.dumps(describe_process([sys.executable, "-m", "this"], {}, "/"))
         run = [sys.executable, "-c", INTRUDER, str(path), request]
         assert subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip() == "PermissionError"
-        folders = [path.parent, *path.parent.parents][:3]
+        folders = [path.parent, *path.parent.parents][:4]
         modes = [folder.stat().st_mode for folder in folders]
         try:
             for folder in folders:
@@ -805,6 +809,78 @@ def test_modules_that_cannot_be_loaded(place, monkeypatch, tmp_path, told):
     assert not told.messages
 
 
+# -- one zygote for many environments, and not many zygotes
+
+
+def other_places(folder: Path) -> dict[str, str]:
+    """An environment with HOME, TMPDIR and time zone of its own."""
+    for name in ("home", "temporary"):
+        (folder / name).mkdir()
+    return os.environ | {"HOME": f"{folder}/home", "TMPDIR": f"{folder}/temporary", "TZ": "America/Lima", "USER": "ada"}
+
+
+def test_places_and_time_zone_are_taken_on_after_the_fork(tmp_path):
+    """HOME, TMPDIR and TZ of each kernel's own, all forked from one zygote."""
+    told = "os.path.expanduser('~'), tempfile.gettempdir(), *time.tzname, os.environ.get('USER')"
+    ask = f"import os, tempfile, time; print({told})"
+    with kernel("numeric") as one, kernel("numeric", env=other_places(tmp_path)) as other:
+        assert other.zygote == one.zygote
+        assert other.prints(ask) == f"{tmp_path}/home {tmp_path}/temporary -05 -05 ada"
+        assert "IST" in one.prints(ask)
+
+
+@pytest.mark.thorough
+def test_settings_in_a_home_are_read(tmp_path):
+    """A HOME with files that modules read while they load has a zygote of its own."""
+    environment = other_places(tmp_path)
+    (tmp_path / "home/.config/matplotlib").mkdir(parents=True)
+    (tmp_path / "home/.config/matplotlib/matplotlibrc").write_text("lines.linewidth: 7\n")
+    environment.pop("XDG_CONFIG_HOME", None)
+    environment.pop("MPLCONFIGDIR", None)
+    with kernel("numeric", env=environment) as one:
+        assert one.prints("import matplotlib; print(matplotlib.rcParams['lines.linewidth'])") == "7.0"
+
+
+def test_no_more_than_three_zygotes(place, told):
+    """The longest idle one goes; none goes whose kernel lives, and then the next kernel is a plain one."""
+
+    def differing(number: int) -> dict[str, str]:
+        return os.environ | {"PYTHONHASHSEED": str(number)}
+
+    with ExitStack() as stack:
+        alive = [stack.enter_context(kernel("bare", env=differing(number))) for number in (1, 2)]
+        seen = []
+        for number in (3, 4):
+            with kernel("bare", env=differing(number)) as one:
+                seen.append(one.zygote)
+            wait_until(lambda: len(zygotes_in(place)) <= 3, "the idle zygote to end", 10)
+        wait_until(lambda: gone(seen[0].pid), "the longest idle zygote to end", 10)
+        alive.append(stack.enter_context(kernel("bare", env=differing(4))))
+        assert alive[2].zygote == seen[1] and not told.messages
+        with started("bare", env=differing(5)) as manager:
+            assert isinstance(manager.provisioner.process, subprocess.Popen)
+        assert "3 processes that kernels are forked from are in use" in told.messages[0]
+        assert [one.prints("print('alive')") for one in alive] == ["alive"] * 3
+        assert len(zygotes_in(place)) == 3
+
+
+def test_the_first_two_kernels_of_an_environment_are_not_kept_waiting(place, told):
+    """They are plain; with the second the zygote is started, as nobody's child; then kernels are forked."""
+    write_kernelspec("patient", "Patient", (), runtime())
+    for number in range(2):
+        with started("patient", eager=False) as manager:
+            assert isinstance(manager.provisioner.process, subprocess.Popen)
+        assert bool(list(place.glob("warm-kernels-*/*.log"))) == bool(number)
+    wait_until(lambda: sockets_in(place), "the zygote to listen")
+    with kernel("patient", eager=False) as one:
+        one.outputs("import signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler")
+        begin(one, "import time; time.sleep(60)")
+        one.manager.interrupt_kernel()
+        assert one.client.get_shell_msg(timeout=30)["content"]["ename"] == "KeyboardInterrupt"
+        assert one.zygote.pid not in [child.pid for child in psutil.Process().children(recursive=True)]
+    assert not told.messages
+
+
 # -- a plain kernel instead
 
 
@@ -841,12 +917,8 @@ def absent(place: Path) -> str:
 
 def occupied(place: Path) -> str:
     """The lock file cannot be opened: something else has its name."""
-    environment = os.environ | {"XDG_RUNTIME_DIR": str(place)}
-    request = describe_process([], environment, os.getcwd())
-    seen = kernels.zygote_environment(environment, os.getcwd())
-    name = kernels.socket_name(sys.executable, [], seen, request["lasting"])
-    (place / f"warm-kernels-{os.getuid()}" / f"{name}.lock").mkdir(parents=True)
-    (place / f"warm-kernels-{os.getuid()}").chmod(0o700)
+    path, _ = kernels.zygote_place((), describe_process([sys.executable], os.environ, os.getcwd()))
+    path.with_suffix(".lock").mkdir()
     return str(place)
 
 
