@@ -142,9 +142,9 @@ def replaced_table(plan: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> s
     if not path.is_file():
         return ""
     from fraudnb.fetch import public_url
-    from fraudnb.origin import check_replaced, table_facts
+    from fraudnb.origin import replaced_origin, table_facts
 
-    return check_replaced(path, table_facts(path), {"source": public_url(named[0]["source"])}, True, "")
+    return replaced_origin(path, table_facts(path), {"source": public_url(named[0]["source"])}, "has given way")
 
 # %% ../nbs/18_cli.ipynb #e77e6334
 @app.command()
@@ -177,9 +177,10 @@ def run(
     sections = runs.read_values(values, root) if file or values.exists() else {}
     plan = runs.plan_run(chosen, sections, split_pairs(parameters or []), name)
     runs.prepare_kernels(engine, root)
-    if said := replaced_table(plan, root):
-        print(said, file=sys.stderr)
+    replaced = replaced_table(plan, root)
     for output in runs.run_plan(plan, root / "runs" / name, engine):
+        if replaced and output.stem == "00_download":
+            print(replaced, file=sys.stderr)
         print(f"{output.relative_to(root)}  {runs.run_seconds(output):.1f} s", flush=True)
     if chosen[-1].stem == "04_evaluate":
         print(f"The numbers: fraudnb metrics{'' if name == 'main' else f' {name}'}")

@@ -314,16 +314,16 @@ def is_named(name: str, stem: str, namespace: Mapping[str, Any]) -> bool:
     return namespace[name] not in (default, project_values(notebook).get(name, default))
 
 # %% ../nbs/36_origin.ipynb #02a577c2
-def replaced_origin(path: Path, there: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def replaced_origin(path: Path, there: Mapping[str, Any], new: Mapping[str, Any], how: str = "would give way") -> str:
     """A sentence if what is `there` at `path` is of another origin than what is to replace it, `new`; else empty.
 
-    Both are facts by name, of which those are compared that both have.
+    Both are facts by name, of which those are compared that both have. `how` is what becomes of it.
     """
     differing = [name for name in new if name in there and there[name] != new[name]]
     if not differing:
         return ""
     was, will = (", ".join(f"{name} {short(one[name], 60)}" for name in differing) for one in (there, new))
-    return f"{_shown(path, path.parent)} is of {was}, and would give way to one of {will}."
+    return f"{_shown(path, path.parent)}, of {was}, {how} to one of {will}."
 
 # %% ../nbs/36_origin.ipynb #8d9c7452
 def check_replaced(path: Path, there: Mapping[str, Any], new: Mapping[str, Any], named: bool, instead: str) -> str:
@@ -331,10 +331,10 @@ def check_replaced(path: Path, there: Mapping[str, Any], new: Mapping[str, Any],
 
     Raises `InputError` when nobody has `named` what is new. `instead` says what to do then.
     """
-    said = replaced_origin(path, there, new)
+    said = replaced_origin(path, there, new, "is to give way" if named else "would give way")
     if said and not named:
         raise InputError(f"{said} Nobody has asked for that: {instead}, or remove {_shown(path, path.parent)} first.")
-    return said.replace(" would ", " is to ")
+    return said
 
 # %% ../nbs/36_origin.ipynb #dda6b08e
 def table_facts(path: Path) -> dict[str, Any]:

@@ -183,15 +183,18 @@ def test_disk_full_while_the_notebook_is_written(project):
 # -- the same cells without a kernel: all other cases
 
 
+WORK = ("check_running(", "counts = write_transactions(tables")  # in the first of these cells, and in the last
+
+
 def download_code(notebook: Path, **parameters: object) -> str:
-    """What `notebook` (00) executes: exported cells, parameters, those given here, the cell that does the work."""
+    """What `notebook` (00) executes: exported cells, parameters, those given here, the cells that do the work."""
     cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     sources = ["".join(cell["source"]) for cell in cells]
     exported = [source for source in sources if source.startswith("#| export")]
     (declared,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    (work,) = [source for source in sources if "check_running(" in source]
+    first, last = (next(at for at, one in enumerate(sources) if text in one) for text in WORK)
     given = [f"{name} = {value!r}" for name, value in parameters.items()]
-    return "\n".join([*exported, declared, *given, work])
+    return "\n".join([*exported, declared, *given, *sources[first : last + 1]])
 
 
 def download(project: Path, source: str, **parameters: object) -> tuple[int, str]:

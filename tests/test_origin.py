@@ -250,7 +250,7 @@ def test_what_nobody_has_named_replaces_no_table(own, how):
     before = snapshot(own / "data/main")
     done = how(own, "00_download")
     assert done.returncode != 0 and snapshot(own / "data/main") == before
-    said = "data/main/transactions.parquet is of source 'own.csv', and would give way to one of source 'sample:20000'"
+    said = "data/main/transactions.parquet, of source 'own.csv', would give way to one of source 'sample:20000'"
     assert said in done.stderr and "name another data_folder, or remove data/main/transactions.parquet" in done.stderr
     (own / "data/main/transactions.parquet").unlink()
     assert how(own, "00_download").returncode == 0 and table_of(own)["rows"] == 20_000
@@ -265,7 +265,7 @@ def test_a_source_that_is_given_wins(own):
     done = command(own, "run", "00_download")
     assert done.returncode == 0 and table_of(own)["rows"] == 300
     assert done.stderr.splitlines() == [
-        "data/main/transactions.parquet is of source 'sample:20000', and is to give way to one of source 'own.csv'."
+        "data/main/transactions.parquet, of source 'sample:20000', has given way to one of source 'own.csv'."
     ]
     assert command(own, "run", "00_download").stderr == ""
 
@@ -306,7 +306,8 @@ def test_a_model_of_another_source_gives_way_to_a_named_one_only(project):
     before = snapshot(project / "models/main")
     done = run_all(project, "03_train")
     assert done.returncode != 0 and snapshot(project / "models/main") == before
-    assert "models/main is of source 's3://bank/real'" in done.stderr and "name another model_folder" in done.stderr
+    assert "models/main, of source 's3://bank/real', would give way" in done.stderr
+    assert "name another model_folder" in done.stderr
     assert command(project, "run", "03_train").returncode == 0
 
 
