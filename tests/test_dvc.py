@@ -129,7 +129,7 @@ def test_experiments_are_made_on_the_command_line(project):
     """`dvc exp run -S` changes a parameter, runs what depends on it, and keeps the result beside the others."""
     author = {"GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "t@example.com"}
     env = os.environ | author | {name.replace("AUTHOR", "COMMITTER"): value for name, value in author.items()}
-    words = ["-S", "train.model=extra_trees", "-S", "train.model_settings={n_estimators: 5}", "-S", "evaluate.seed=3"]
+    words = ["-S", "train.model=extra_trees", "-S", "+train.model_settings={n_estimators: 5}", "-S", "+evaluate.seed=3"]
     output = command("dvc", "exp", "run", "--name", "trees", *words, folder=project, env=env)
     assert executed(output) == ["03_train", "04_evaluate"]
     card = json.loads((project / "models/main/card.json").read_text())
