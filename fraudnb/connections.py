@@ -20,6 +20,8 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream
 
+from .proxies import Proxies, clean_prefix, client_address, client_host, without_prefix
+
 # %% ../nbs/38_connections.ipynb #5eb5f988
 @dataclass(eq=False)
 class Connection:
@@ -61,8 +63,8 @@ def reset(stream: IOStream) -> None:
 class Arrival(HTTPMessageDelegate):
     """A request on its way to its handler, which is the matter of `inner`."""
 
-    def __init__(self, inner: HTTPMessageDelegate, connection: Connection) -> None:
-        self.inner, self.connection = inner, connection
+    def __init__(self, inner: HTTPMessageDelegate, connection: Connection, context: Any, proxies: Proxies) -> None:
+        self.inner, self.connection, self.context, self.proxies = inner, connection, context, proxies
         connection.turn(busy=False)
 
     def headers_received(
@@ -70,7 +72,22 @@ class Arrival(HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         """The head is there: from now on an answer is owed."""
         self.connection.turn(busy=True)
-        return self.inner.headers_received(start_line, headers)
+        self.context.remote_ip, self.context.protocol = self.connection.address, "http"
+        self.context.prefix = self.proxies.prefix
+        if self.proxies.trusts(self.connection.address):
+            self.believe(headers)
+        path = without_prefix(start_line.path, self.context.prefix)
+        return self.inner.headers_received(start_line._replace(path=path), headers)
+
+    def believe(self, headers: HTTPHeaders) -> None:
+        """Take what the `headers` of a trusted proxy say for what the client did."""
+        peer, context = self.connection.address, self.context
+        context.remote_ip = client_address(self.proxies, peer, headers.get("X-Forwarded-For", ""))
+        protocol = headers.get("X-Forwarded-Proto", "").split(",")[-1].strip().lower()
+        context.protocol = protocol if protocol in ("http", "https") else "http"
+        if host := client_host(headers, context.protocol):
+            headers["Host"] = host
+        context.prefix = clean_prefix(headers.get("X-Forwarded-Prefix", "")) or context.prefix
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """A part of the body."""
@@ -86,19 +103,25 @@ class Arrival(HTTPMessageDelegate):
 
 # %% ../nbs/38_connections.ipynb #d5097482
 class CappedServer(HTTPServer):
-    """An HTTP server that keeps `most` connections, and of one address no more than `idle_each` idle ones."""
+    """An HTTP server that keeps `most` connections, and of one address no more than `idle_each` idle ones.
 
-    def initialize(self, *args: Any, most: int = 1000, idle_each: int = 200, **kwargs: Any) -> None:
+    `proxies` may keep as many as they like, and speak for their clients.
+    """
+
+    def initialize(
+        self, *args: Any, most: int = 1000, idle_each: int = 200, proxies: Proxies | None = None, **kwargs: Any
+    ) -> None:
         """As tornado's."""
         super().initialize(*args, **kwargs)
-        self.most, self.idle_each = most, idle_each
+        self.most, self.idle_each, self.proxies = most, idle_each, proxies or Proxies()
         self.open: dict[IOStream, Connection] = {}
 
     def handle_stream(self, stream: IOStream, address: tuple) -> None:
         """Take the connection; where there is no room and nobody to close for it, close this one."""
         new = Connection(stream, str(address[0]))
         same = [one for one in self.open.values() if one.address == new.address and not one.busy]
-        crowd = same if len(same) >= self.idle_each else list(self.open.values()) if len(self.open) >= self.most else []
+        crowded = len(same) >= self.idle_each and not self.proxies.trusts(new.address)
+        crowd = same if crowded else list(self.open.values()) if len(self.open) >= self.most else []
         if leaving := least_missed(crowd):
             self.leave(leaving)
         if len(self.open) >= self.most:
@@ -115,7 +138,8 @@ class CappedServer(HTTPServer):
     def start_request(self, server_conn: Any, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """What takes in the next request of the connection `server_conn`."""
         connection = self.open.get(server_conn.stream) or Connection(server_conn.stream, "")
-        return Arrival(super().start_request(server_conn, request_conn), connection)
+        inner = super().start_request(server_conn, request_conn)
+        return Arrival(inner, connection, request_conn.context, self.proxies)
 
     def on_close(self, server_conn: Any) -> None:
         """The connection `server_conn` has ended, or has become a websocket."""

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'SESSION', 'POLICY', 'SMALL', 'AHEAD', 'KINDS', 'PAGE', 'SCORED_KINDS', 'SCORED_HEADERS', 'REFUSALS',
            'NUMBER_OR_TEXT', 'PROBLEM', 'SCORED_ROW', 'SCORED', 'API', 'JsonLines', 'start_logging', 'ScoreHistogram',
-           'Metrics', 'model_labels', 'proportional_memory', 'lane_count', 'give_way', 'Service', 'same_secret',
-           'Secured', 'Checked', 'as_problem', 'Counted', 'Guard', 'NotFound', 'ScoreThreads', 'ScoreClock',
-           'ScoreRefusal', 'ScoreRequest', 'ScoreHead', 'ScoreBody', 'ScoreJson', 'ScoreStream', 'Score', 'ModelCard',
-           'public_card', 'Health', 'Ready', 'Measures', 'html_page', 'Login', 'score_call', 'served_rule',
+           'Metrics', 'model_labels', 'proportional_memory', 'lane_count', 'give_way', 'signing_key', 'why_no_model',
+           'Service', 'same_secret', 'Secured', 'Checked', 'as_problem', 'Counted', 'Guard', 'NotFound', 'ScoreThreads',
+           'ScoreClock', 'ScoreRefusal', 'ScoreRequest', 'ScoreHead', 'ScoreBody', 'ScoreJson', 'ScoreStream', 'Score',
+           'ModelCard', 'public_card', 'Health', 'Ready', 'Measures', 'html_page', 'Login', 'score_call', 'served_rule',
            'threshold_words', 'refusal', 'openapi', 'scored_schema', 'row_list', 'wrapped', 'query', 'row_schemas',
            'csv_example', 'OpenApi', 'ApiPage', 'api_html']
 
@@ -33,12 +33,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import numpy as np
 import tornado.web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 from tornado.iostream import StreamClosedError
@@ -69,6 +68,7 @@ from .connections import reset
 from .kernels import core_count
 from .live import ModelHolder
 from .model import Model
+from .proxies import same_origin
 from .rule import Rule, decided_by, needed_columns, rule_of
 
 # %% ../nbs/29_web.ipynb #f737874f
@@ -138,7 +138,10 @@ class Metrics:
         self.rows = Counter("fraudnb_rows", "Transactions scored.", **given)
         self.alerts = Counter("fraudnb_alerts", "Transactions decided to be alerts.", **given)
         self.loaded = Gauge("fraudnb_model_loaded_timestamp_seconds", "When the current model was loaded.", **given)
+        self.active = Gauge("fraudnb_active_requests", "Requests being answered.", **given)
+        self.refused = Gauge("fraudnb_model_refused", "1 while the model's place has none that is served.", **given)
         self.scores = ScoreHistogram()
+        ProcessCollector(**given)
         self.registry.register(self.scores)
         self.registry.register(self)
 
@@ -186,6 +189,23 @@ def give_way() -> None:
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
+# %% ../nbs/29_web.ipynb #a9d31448
+def signing_key(token: str) -> str:
+    """The key for cookies where people log in by `token` (HMAC, RFC 2104); a new one where there is none."""
+    return hmac.new(token.encode(), b"fraudnb cookies", hashlib.sha256).hexdigest() if token else uuid4().hex * 2
+
+# %% ../nbs/29_web.ipynb #c6a5de28
+def why_no_model(reason: str) -> str:
+    """A sentence that says of what kind the `reason` is for which there is no model yet."""
+    kinds = {
+        "The model is being loaded.": "has not been loaded yet",
+        "Access to the model is refused.": r"403|denied|not allowed|is refused|credentials",
+        "There is no model at its place.": r"404|does not exist|no such|no model|is missing|no bucket",
+        "The place of the model cannot be reached.": r"cannot be reached|took more than|does not answer|timed out",
+    }
+    found = (sentence for sentence, words in kinds.items() if re.search(words, reason, re.IGNORECASE))
+    return next(found, "The model at its place is not served: the log says why.")
+
 # %% ../nbs/29_web.ipynb #1a645d87
 @dataclass
 class Service:
@@ -196,17 +216,19 @@ class Service:
     token: str
     metrics: Metrics
     secret: str = field(default_factory=lambda: uuid4().hex + uuid4().hex)  # of the visitors' kernels
-    signing: str = field(default_factory=lambda: uuid4().hex)  # of cookies
     workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "score"))
     lanes: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(lane_count(), "lane", give_way))
     large: Tally = field(default_factory=Tally)
     active: int = 0
     closing: bool = False
 
+    def __post_init__(self) -> None:
+        self.signing = signing_key(self.token)
+
     def model(self) -> Model:
         """The current model; raises `Problem` (503) when there is none yet."""
         if self.holder.model is None:
-            raise Problem(503, "No model yet", "The model is being loaded: ask again soon.", retry_after=5)
+            raise Problem(503, "No model yet", f"{why_no_model(self.holder.reason)} Ask again soon.", retry_after=5)
         return self.holder.model
 
     @contextlib.contextmanager
@@ -264,6 +286,16 @@ class Secured(tornado.web.RequestHandler):
             self.set_header("Connection", "close")
         return super().flush(include_footers)
 
+    @property
+    def prefix(self) -> str:
+        """The path below which the browser sees this server: "" or "/fraud"."""
+        return getattr(self.request.connection.context, "prefix", "")
+
+    def keep_cookie(self, name: str, value: str) -> None:
+        """Give the browser a signed cookie for a week, for this server alone."""
+        safe = {"httponly": True, "samesite": "Lax", "secure": self.request.protocol == "https"}
+        self.set_signed_cookie(name, value, 7, path=f"{self.prefix}/", **safe)
+
     def request_id(self) -> str:
         """The id that the client or router gave the request, if it is harmless, else a new one."""
         if not hasattr(self.request, "fraudnb_id"):
@@ -276,6 +308,7 @@ class Checked(Secured):
     """A handler that asks who is there."""
 
     open_to_all = False
+    of_page = False  # whether a page's kernel asks
 
     def prepare(self) -> Any:
         """Raises `Problem` for requests from other sites and from whoever has no access."""
@@ -290,7 +323,7 @@ class Checked(Secured):
     def check_same_site(self) -> None:
         """Raises `Problem` (403) when a browser says that another site makes this request."""
         origin = self.request.headers.get("Origin")
-        other = origin is not None and urlsplit(origin).netloc.lower() != self.request.host.lower()
+        other = origin is not None and not same_origin(origin, self.request.host)
         if other or self.request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             raise Problem(403, "Another site", "Requests that change or send something must come from this site.")
 
@@ -298,8 +331,8 @@ class Checked(Secured):
         """Whether the request has the token, a kernel's secret, or a cookie of the login; or none is needed."""
         kind, _, given = self.request.headers.get("Authorization", "").partition(" ")
         if kind.lower() == "bearer":
-            known = [self.service.secret, *filter(None, [self.service.token])]
-            return any([same_secret(given.strip(), one) for one in known]) or not self.service.token
+            self.of_page = same_secret(given.strip(), self.service.secret)
+            return self.of_page or not self.service.token or same_secret(given.strip(), self.service.token)
         return not self.service.token or self.get_signed_cookie(SESSION, max_age_days=7) == b"in"
 
 # %% ../nbs/29_web.ipynb #449ebf8f
@@ -329,8 +362,9 @@ class Counted(Checked):
         self.service.active -= 1
         status, seconds = self.outcome or self.get_status(), self.request.request_time()
         method = str(self.request.method)[:10]
-        self.service.metrics.requests.labels(self.route, method, status).inc()
-        self.service.metrics.seconds.labels(self.route).observe(seconds)
+        route = f"page {self.route}" if self.of_page else self.route
+        self.service.metrics.requests.labels(route, method, status).inc()
+        self.service.metrics.seconds.labels(route).observe(seconds)
         if self.route not in ("asset", "health") or status >= 400:
             path = self.request.path[:100] if self.route == "other" else self.route
             fields = {"method": method, "path": path, "status": status, "ms": round(1000 * seconds, 2)}
@@ -778,7 +812,7 @@ class Login(Guard):
     """GET and POST /login: a form for the token."""
 
     open_to_all, route = True, "/login"
-    form = """<form method="post" action="/login">{note}<p><label>Token <input name="token" type="password"
+    form = """<form method="post" action="{action}">{note}<p><label>Token <input name="token" type="password"
 autocomplete="current-password" autofocus required></label> <button>Log in</button></p></form>"""
 
     def get(self) -> None:
@@ -791,9 +825,8 @@ autocomplete="current-password" autofocus required></label> <button>Log in</butt
         """The page for the right token, the form again for a wrong one."""
         given = self.get_body_argument("token", "")
         if not self.service.token or same_secret(given, self.service.token):
-            secure = self.request.protocol == "https"
-            self.set_signed_cookie(SESSION, "in", 7, httponly=True, samesite="Lax", secure=secure, path="/")
-            self.redirect("/", status=303)
+            self.keep_cookie(SESSION, "in")
+            self.redirect(f"{self.prefix}/", status=303)
             return
         log.warning("wrong token", extra={"fields": {"address": self.request.remote_ip}})
         self.set_status(401)
@@ -802,7 +835,7 @@ autocomplete="current-password" autofocus required></label> <button>Log in</butt
     def show(self, note: str) -> None:
         """Send the form."""
         self.set_header("Cache-Control", "no-store")
-        self.finish(html_page("Fraud detection", self.form.format(note=note)))
+        self.finish(html_page("Fraud detection", self.form.format(note=note, action=f"{self.prefix}/login")))
 
 # %% ../nbs/29_web.ipynb #821ae223
 def score_call(model: Model | None) -> dict[str, Any]:
@@ -1004,7 +1037,8 @@ class OpenApi(Guard):
 
     def get(self) -> None:
         """The description for the current model."""
-        self.finish(openapi(self.service.holder.model, bool(self.service.token)))
+        document = openapi(self.service.holder.model, bool(self.service.token))
+        self.finish(document | {"servers": [{"url": self.prefix or "/"}]})
 
     head = get
 
@@ -1025,7 +1059,7 @@ class ApiPage(Guard):
 def api_html(document: dict[str, Any]) -> str:
     """The description `document` as HTML: addresses, options, columns, answers, and calls to try."""
     escape = html.escape
-    parts = ['<p><a href="/">The page</a> · <a href="/openapi.json">openapi.json</a></p>']
+    parts = ['<p><a href="./">The page</a> · <a href="openapi.json">openapi.json</a></p>']
     for path, methods in document["paths"].items():
         for method, call in methods.items():
             parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(call['summary'])}.</p>")

@@ -2,6 +2,7 @@
 
 const PAGE_ROWS = 25;
 const FIELD_BYTES = 40; // of a number in the answer
+const KEPT_CLOCK = "the time of day", KEPT_PASTE = "the pasted row"; // beside the fields, in this tab's storage
 const ID_NAMES = ["id", "row_id", "transaction_id"];
 
 // -- small tools
@@ -361,7 +362,7 @@ function oneTab(state) {
 
   const empty = () => fill(result, h("h2", { style: "margin-top:0" }, "Result"), h("p", { class: "quiet" }, "Fill in the values, or load an example, then score."));
   const values = () => Object.fromEntries([...fields].map(([name, box]) => [name, box.value]));
-  const keep = () => state.keep(values());
+  const keep = () => state.keep({ ...values(), [KEPT_CLOCK]: clock.value, [KEPT_PASTE]: pasted.value });
   const put = (row) => {
     for (const [name, box] of fields) {
       box.value = row[name] ?? "";
@@ -441,7 +442,12 @@ function oneTab(state) {
       timed ? null : h("div", {}, h("label", { for: "fraudnb-clock" }, "Time of day"), clock, h("span", { class: "hint", id: "fraudnb-clock-hint" }, "for your notes: this model does not use it"))),
     h("h2", {}, "Features"), h("div", { class: "grid" }, others.map(field)),
     h("div", { class: "row" }, button, h("button", { type: "button", class: "act", onclick: () => { put({}); clock.value = ""; scored = null; fill(message); show(); } }, "Clear")));
-  if (state.kept) put(state.kept);
+  if (state.kept) {
+    pasted.value = state.kept[KEPT_PASTE] ?? "";
+    paste.hidden = !pasted.value;
+    clock.value = state.kept[KEPT_CLOCK] ?? "";
+    put(state.kept);
+  }
   empty();
   state.onThreshold.push(show);
   return h("div", { class: "split" }, form, result);
@@ -471,7 +477,7 @@ function histogram(table, threshold) { // null: there is no one threshold
 function fileTab(state) {
   const { facts } = state;
   const input = h("input", { type: "file", id: "fraudnb-file", accept: ".csv,.parquet,.pq,.gz,.zip", onchange: () => input.files[0] && start(input.files[0]) });
-  const status = h("div", { "aria-live": "polite" }), shown = h("div", {}), why = h("div", { "aria-live": "polite" });
+  const status = h("div", { "aria-live": "polite" }), shown = h("div"), why = h("div", { "aria-live": "polite" });
   const drop = h("div", { class: "drop",
     ondragover: (event) => { event.preventDefault(); drop.classList.add("over"); },
     ondragleave: () => drop.classList.remove("over"),
@@ -484,6 +490,7 @@ function fileTab(state) {
     const mine = ++turn;
     table = null;
     fill(shown);
+    delete shown.dataset.scoredFile;
     fill(why);
     const bar = h("progress", { max: "1", "aria-label": "Progress" }), text = h("span", {}, "Reading");
     fill(status, h("div", { class: "row" }, h("span", { class: "spin" }), text, h("span", { class: "quiet" }, `${file.name}, ${plain(file.size / 1e6)} MB`)), bar);
@@ -535,6 +542,7 @@ function fileTab(state) {
     let timer = null;
     find.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(() => search(find.value), 250); });
     const parts = { summary: h("div", {}), histogram: h("div", {}), rows: h("div", {}), pages: h("div", { class: "row" }) };
+    shown.dataset.scoredFile = table.name;
     fill(shown, parts.summary, parts.histogram,
       h("div", { class: "row" }, h("button", { type: "button", class: "act main", onclick: download }, "Download the scored file (CSV)")),
       h("h2", {}, "By risk"),
@@ -718,6 +726,48 @@ function makeState(model, onState) {
   return state;
 }
 
+// A page that nobody uses gives its place to others. It says so before, and afterwards it can be gone on with: what was
+// filled in is kept in this tab. Use is what a person does; the server is told of it now and then.
+function watchUse(state, notice, onEnd) {
+  const seconds = Number(document.querySelector('meta[name="fraudnb-idle"]')?.content);
+  if (!seconds) return () => undefined; // plain Voila ends nothing
+  const early = Math.min(120, seconds / 3), every = 1000 * Math.min(15, seconds / 10);
+  const events = ["pointerdown", "keydown", "wheel", "input", "drop", "paste"], left = h("span", { "aria-hidden": "true" });
+  const long = seconds < 120 ? `${whole(seconds)} seconds` : `${whole(seconds / 60)} minutes`;
+  let used = Date.now(), waiting = null, warned = false, ended = false;
+  const say = (...parts) => { fill(notice, parts); notice.hidden = !parts.length; };
+  const use = () => {
+    if (ended) return;
+    used = Date.now();
+    if (warned) say();
+    warned = false;
+    waiting ??= setTimeout(() => { waiting = null; state.ask("use", {}, [], 8).catch(() => undefined); }, every);
+  };
+  const goOn = (act) => h("button", { type: "button", class: "act main", onclick: act }, "Go on");
+  const check = () => {
+    const remaining = seconds - (Date.now() - used) / 1000;
+    if (ended || remaining > early) return;
+    if (remaining > 0) {
+      left.textContent = ` ${Math.ceil(remaining)} s left. `;
+      if (!warned) say(h("b", {}, "Are you still there? "), "This page is not being used, and will soon close to make room for others. What you have filled in is kept.", left, goOn(use));
+      warned = true;
+      return;
+    }
+    ended = true;
+    onEnd();
+    const file = document.querySelector("[data-scored-file]") ? " The scored file can be read and downloaded until you go on; after that it has to be sent again." : "";
+    say(h("b", {}, "This page was closed. "), `It was not used for ${long}. What you have filled in is kept.${file} `, goOn(() => location.reload()));
+  };
+  for (const kind of events) window.addEventListener(kind, use, { capture: true, passive: true });
+  const timer = setInterval(check, Math.min(1000, every));
+  use();
+  return () => {
+    clearInterval(timer);
+    clearTimeout(waiting);
+    for (const kind of events) window.removeEventListener(kind, use, { capture: true });
+  };
+}
+
 function render({ model, el }) {
   document.body.classList.add("fraudnb-page");
   document.documentElement.lang = "en";
@@ -730,22 +780,26 @@ function render({ model, el }) {
     return undefined;
   }
   const lost = h("div", { class: "notice bad", role: "alert" });
+  let idle = false;
   const onState = (connected) => {
-    if (connected === !lost.firstChild) return;
+    if (idle || connected === !lost.firstChild) return;
     fill(lost, connected ? null : [h("b", {}, "The connection is lost. "), "What you have filled in stays. ",
       h("button", { type: "button", class: "act", onclick: () => location.reload() }, "Reconnect")]);
     lost.hidden = connected;
   };
   lost.hidden = true;
   const state = makeState(model, onState);
-  fill(root, header(facts), lost, tabs(state, [["one", "One transaction", oneTab], ["file", "A file", fileTab], ["threshold", "Threshold", thresholdTab]]));
+  const notice = h("div", { class: "notice", role: "alert", hidden: true });
+  fill(root, header(facts), lost, notice, tabs(state, [["one", "One transaction", oneTab], ["file", "A file", fileTab], ["threshold", "Threshold", thresholdTab]]));
   root.dataset.ready = "true";
   const beat = setInterval(() => state.ask("ping", {}, [], 8).catch(() => undefined), 15000);
+  const unwatch = watchUse(state, notice, () => { idle = true; lost.hidden = true; clearInterval(beat); });
   const offline = () => onState(false), online = () => state.ask("ping", {}, [], 8).catch(() => undefined);
   window.addEventListener("offline", offline);
   window.addEventListener("online", online);
   return () => {
     clearInterval(beat);
+    unwatch();
     window.removeEventListener("offline", offline);
     window.removeEventListener("online", online);
   };
