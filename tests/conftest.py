@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first; the others keep their order."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def mostly_thorough(cases: Iterable[Any], kept: Collection[Any]) -> list[Any]:
+    """`cases` for parametrize, of which `make test` does those in `kept`; of a file or a kind it needs some."""
+    cases = list(cases)
+    assert set(kept) <= set(cases), f"no such case: {set(kept) - set(cases)}"
+    return [case if case in kept else pytest.param(case, marks=pytest.mark.thorough) for case in cases]
 
 
 # -- a small run of the whole pipeline

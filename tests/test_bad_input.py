@@ -126,6 +126,7 @@ def test_s3_access_denied(project, s3, bucket):
     assert "403" in message and "wrong" not in message.replace("wrong or", "")
 
 
+@pytest.mark.thorough
 def test_s3_connection_cut_for_good(project, s3, bucket):
     s3.put(bucket, "a.csv", csv_text(transactions(3000)).encode())
     with Wire(s3.endpoint, cut_after=100_000) as wire:
@@ -145,8 +146,8 @@ def run_on_small_disk(project: Path, folder: str, *words: str) -> tuple[subproce
 
     Returns also a copy of what is there in the end: the file system goes with the process.
     """
-    if subprocess.run([*private, 'mount -t tmpfs none "$1"', "sh", str(project)], capture_output=True).returncode:
-        pytest.skip("needs unshare (util-linux) and the right to mount a small disk")
+    may = subprocess.run([*private, 'mount -t tmpfs none "$1"', "sh", str(project)], capture_output=True, text=True)
+    assert may.returncode == 0, f"needs unshare (util-linux) and the right to mount a small disk: {may.stderr}"
     left = project.parent / "left"
     size = sum(-(-path.stat().st_size // 4096) * 4096 for path in (project / folder).iterdir()) + 8192
     script = 'cp -r "$1" "$2" && mount -t tmpfs -o "size=$3" none "$1" && cp -r "$2/." "$1" && rm -r "$2"'
@@ -170,6 +171,7 @@ def test_disk_full_while_the_table_is_written(project):
     assert snapshot(left) == before
 
 
+@pytest.mark.thorough
 def test_disk_full_while_the_notebook_is_written(project):
     shutil.rmtree(project / "runs/main")
     (project / "runs/main").mkdir()
@@ -443,6 +445,7 @@ def test_untagged_notebook_and_a_parameter(plain, capsys):
     assert "no cell tagged 'parameters'" in refused_usage(plain, capsys, "run", "02_preprocess", "-p", "seed", "1")
 
 
+@pytest.mark.thorough
 def test_untagged_notebook_and_another_name(plain, capsys):
     untag(plain / "nbs/02_preprocess.ipynb")
     (plain / "params.yaml").unlink()

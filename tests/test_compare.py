@@ -16,7 +16,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from conftest import made_once
+from conftest import made_once, mostly_thorough
 from project import command, environment, paragraph, write_notebook
 
 COMMENTS = Path(__file__).parent / "comments"
@@ -173,7 +173,7 @@ def check_comment(name: str, comment: str) -> None:
     assert readable(comment) == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_thorough(CASES, ("improvement", "regression", "broken_head")))
 def test_comment(repository, tmp_path, name):
     change, code = CASES[name]
     change(repository)
@@ -186,6 +186,7 @@ def test_comment(repository, tmp_path, name):
     assert git(repository, "worktree", "list").count("\n") == 0 and git(repository, "status", "--porcelain") == ""
 
 
+@pytest.mark.thorough
 def test_broken_base(repository, tmp_path):
     cell("03_train", "table = pd", "raise ValueError('no table')\ntable = pd")(repository)
     commit(repository)

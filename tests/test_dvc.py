@@ -138,6 +138,7 @@ def test_experiments_are_made_on_the_command_line(project):
     assert "trees" in shown and "extra_trees" in shown, shown
 
 
+@pytest.mark.thorough
 def test_changed_code_of_a_notebook_reruns_it(project):
     def more_code(number, cell):
         if number == 2 and cell["cell_type"] != "code":
@@ -160,6 +161,7 @@ def test_a_failing_step_leaves_the_earlier_outputs(project):
     assert [(project / name).read_bytes() for name in kept] == before
 
 
+@pytest.mark.thorough
 def test_pull_in_another_clone_runs_nothing(project, tmp_path, s3, bucket):
     env = {**os.environ, **{name: value for name, value in s3.env.items() if name.startswith("AWS_")}}
     command("dvc", "remote", "modify", "storage", "url", f"s3://{bucket}/dvc", folder=project)
@@ -174,6 +176,7 @@ def test_pull_in_another_clone_runs_nothing(project, tmp_path, s3, bucket):
     assert numbers[0] == numbers[1]
 
 
+@pytest.mark.thorough
 def test_standard_tools_read_the_run(project):
     """`dvc metrics show` reads metrics.json; plain papermill runs a notebook with a parameter."""
     shown = json.loads(command("dvc", "metrics", "show", "--json", folder=project))

@@ -463,6 +463,7 @@ def test_cut_for_good(s3, bucket, dst, monkeypatch):
     assert untouched(dst)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("collected")
 def test_upload_cut_for_good_leaves_no_object(s3, bucket, dst, tmp_path, monkeypatch):
     s3.put(bucket, "a.bin", b"old")
@@ -552,6 +553,7 @@ def test_object_changes_during_the_transfer(s3, bucket, dst, monkeypatch):
     assert untouched(dst)
 
 
+@pytest.mark.thorough
 def test_killed_while_downloading(s3, bucket, dst):
     s3.put(bucket, "a.bin", BIG)
     code = "import sys; from fraudnb.fetch import download_data_from_s3 as get; get(*sys.argv[1:])"
@@ -575,18 +577,15 @@ def test_killed_while_downloading(s3, bucket, dst):
 # -- the disk
 
 
+@pytest.mark.thorough
 def test_disk_full(s3, bucket, tmp_path):
     """On a file system of 1 MB, in a mount namespace of its own: nothing is left mounted."""
     private = ["unshare", "-m" if os.geteuid() == 0 else "-rm", "sh", "-c"]
     mount = 'mount -t tmpfs -o size=1m tmpfs "$1"'
     disk = tmp_path / "disk"
     disk.mkdir()
-    try:
-        tried = subprocess.run([*private, mount, "sh", str(disk)], capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("needs unshare (util-linux) to mount a small disk")
-    if tried.returncode:
-        pytest.skip(f"needs the right to mount a small disk: {tried.stderr.strip()}")
+    may = subprocess.run([*private, mount, "sh", str(disk)], capture_output=True, text=True)
+    assert may.returncode == 0, f"needs unshare (util-linux) and the right to mount a small disk: {may.stderr}"
     s3.put(bucket, "a.bin", BIG)
     with origin(lambda request: reply(request, BIG)) as address:
         inside = f'{mount} && shift && exec "$@"'
@@ -693,6 +692,7 @@ def test_url_busy_and_tried_again(dst):
         assert downloaded(download_url(f"{address}/a.csv", dst), b"one")
 
 
+@pytest.mark.thorough
 def test_url_busy_for_good(dst, caplog):
     caplog.set_level(logging.DEBUG, "fraudnb")
     with origin(lambda request: reply(request, b"", 503)) as address:
@@ -708,6 +708,7 @@ def test_url_cut_and_tried_again(dst):
     assert downloaded(dst, BIG) and wire.count("GET") == 2
 
 
+@pytest.mark.thorough
 def test_url_cut_for_good(dst, monkeypatch):
     with origin(lambda request: reply(request, BIG)) as address, Wire(address, cut_after=MB) as wire:
         message = refused(download_url, f"{wire.endpoint}/a.csv?key=hush", dst)
@@ -845,6 +846,7 @@ def test_version_tells_a_change(place):
     assert file_version(join_location(place, "b.csv")) == ""
 
 
+@pytest.mark.thorough
 def test_more_keys_than_one_answer_holds(s3, bucket):
     """S3 lists at most 1,000 keys at a time."""
     (s3.folder / bucket / "many").mkdir()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PACKAGE_ROOT
+from conftest import PACKAGE_ROOT, mostly_thorough
 from project import STEPS, command, make_project
 from serving import Server, serving
 from test_compare import CASES, COMMENTS
@@ -125,7 +125,7 @@ def bundles(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="module", params=["threshold", "amount"])
+@pytest.fixture(scope="module", params=mostly_thorough(["threshold", "amount"], ["threshold"]))
 def served(request, bundles, tmp_path_factory) -> Iterator[tuple[str, Server]]:
     """A policy's name, and a server with its bundle."""
     with serving(tmp_path_factory.mktemp("served") / "log", bundles[request.param], FRAUDNB_READY_PAGES="1") as server:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import answers, free_port
+from conftest import answers, free_port, mostly_thorough
 from playwright.sync_api import Page, expect
 from project import BIN, command, environment, wait_until
 from serving import Server, serving
@@ -225,8 +225,8 @@ def test_threshold_travels(visit, project, tmp_path):
 # -- how it looks, and what may break
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", mostly_thorough(["light", "dark"], ["light"]))
+@pytest.mark.parametrize("width", mostly_thorough(WIDTHS, ["phone"]))
 def test_fits_and_is_readable(visit, project, width, scheme):
     """No sideways scrolling of the page, and a contrast of 4.5 everywhere, with results shown."""
     page = visit(viewport={"width": WIDTHS[width], "height": 900}, color_scheme=scheme)
@@ -241,6 +241,7 @@ def test_fits_and_is_readable(visit, project, width, scheme):
         assert page.evaluate(CONTRAST) == [], name
 
 
+@pytest.mark.thorough
 def test_lost_connection(visit, server):
     """The kernel dies under the page: it says so, and what was filled in is there after reconnecting."""
     page = visit()
@@ -256,6 +257,7 @@ def test_lost_connection(visit, server):
     assert ready.isdisjoint(one.pid for one in server.kernels())
 
 
+@pytest.mark.thorough
 def test_voila_alone(browser, project):
     """`voila nbs/05_score.ipynb`: the page and nothing else, its kernel answers, also about a file."""
     port, log = free_port(), project / "voila.log"

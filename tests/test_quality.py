@@ -80,6 +80,7 @@ def test_card_metrics_and_prequential_folds_are_recorded(cards):
     assert 0.3 < found["prequential_average_precision"] <= 1 and found["prequential_spread"] >= 0
 
 
+@pytest.mark.thorough
 def test_model_fitted_again_keeps_the_one_that_set_the_threshold(cards):
     kept, validated = load_model(cards / "models/main"), load_model(cards / "models/main/validated")
     assert kept.card["refit"]["validated_sha256"] == validated.card["sha256"] != kept.card["sha256"]
@@ -88,6 +89,7 @@ def test_model_fitted_again_keeps_the_one_that_set_the_threshold(cards):
     assert np.allclose(scores, predict_probability(kept, test)), "with refit = valid, what is tested is what is kept"
 
 
+@pytest.mark.thorough
 def test_other_tables_are_scored_by_the_blend_and_by_ratios(cards):
     table = card_table().drop(columns=["bad", "note"]).head(50)
     table.to_csv(cards / "new.csv", index=False)
@@ -102,6 +104,7 @@ def test_known_cards_need_an_entity(cards):
     assert done.returncode == 2 and "name it with entity" in paragraph(done.stderr).replace("\n", " ")
 
 
+@pytest.mark.thorough
 def test_refit_with_all_rows_is_never_measured_on_them(blend):
     """The scores of the test rows and the threshold are those of the model that had not seen them."""
     kept, validated = load_model(blend / "models/main"), load_model(blend / "models/main/validated")
@@ -114,6 +117,7 @@ def test_refit_with_all_rows_is_never_measured_on_them(blend):
     assert "threshold" in kept.card and "had not seen" in kept.card["refit"]["note"]
 
 
+@pytest.mark.thorough
 def test_calibration_is_in_the_graph_and_measured(blend):
     model = load_model(blend / "models/main/validated")
     assert [one.name for one in model.session.get_outputs()] == ["label", "probabilities", "uncalibrated"]
@@ -124,6 +128,7 @@ def test_calibration_is_in_the_graph_and_measured(blend):
         assert np.isclose(found[f"{name}_after"] - found[f"{name}_before"], found[f"{name}_difference"], atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_skops_keeps_the_blend_for_python(blend):
     from fraudnb.train import load_pipeline
 

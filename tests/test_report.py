@@ -122,6 +122,7 @@ def test_a_failed_notebook_shows_its_cell_first(pages):
     assert "check_side(side)" in pages["runs/broken/index.html"].text
 
 
+@pytest.mark.thorough
 def test_a_run_that_fails_for_real_leads_to_its_cell(tmp_path):
     write_notebook(tmp_path / "nbs/03_square.ipynb", "area = 1", "1 / (area - 1)", parameters="side: float = 2.0")
     (tmp_path / "settings.ini").touch()
@@ -256,6 +257,7 @@ def stopped_report(project: Path, by: signal.Signals) -> tuple[int, str, list[st
     return work.returncode, output, [line for line in errors.splitlines() if " notebooks" not in line]
 
 
+@pytest.mark.thorough
 def test_a_report_that_is_killed_or_interrupted_is_finished_by_the_next(small, capsys):
     for number in range(28):
         write_run(small / f"runs/r{number:02}", model="svc")
@@ -306,6 +308,7 @@ def test_runs_may_be_folders_anywhere(small, capsys):
 # -- the package
 
 
+@pytest.mark.thorough
 def test_a_wheel_holds_the_templates_style_and_scripts(tmp_path):
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
     source = tmp_path / "source"

@@ -139,7 +139,7 @@ def test_more_metrics_can_be_shown(visit):
     assert page.locator("td[data-column=threshold]", has_text="0.142").first.is_visible()
 
 
-@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("size", [pytest.param(PHONE, marks=pytest.mark.thorough), DESK], ids=["phone", "desk"])
 def test_chosen_runs_stand_side_by_side(visit, size):
     page = visit(viewport=size)
     for name in ("main", "forest"):
@@ -171,7 +171,7 @@ def test_a_hostile_run_is_compared_as_text(visit):
     assert page.get_by_role("columnheader", name=HOSTILE).count() == 2
 
 
-@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("size", [pytest.param(PHONE, marks=pytest.mark.thorough), DESK], ids=["phone", "desk"])
 def test_a_sweep_is_drawn(visit, size):
     page = visit("sweeps/sweep.html", viewport=size)
     dots = page.locator("#chart a")
@@ -188,6 +188,7 @@ def test_a_sweep_is_drawn(visit, size):
     assert page.locator("h1").inner_text() == "sweep/k00"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_and_nothing_scrolls_sideways_on_a_phone(visit, site, scheme):
     page = visit(viewport=PHONE, color_scheme=scheme)

@@ -90,6 +90,7 @@ def check_what_is_left(project: Path, step: str) -> None:
         load_model(project / "models/main")
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_killed_in_every_step_ends_in_the_same_metrics(tmp_path, request):
     """`dvc repro`, killed in each step in turn and run again: every byte that matters is that of an undisturbed run.
@@ -110,6 +111,7 @@ def test_killed_in_every_step_ends_in_the_same_metrics(tmp_path, request):
     assert first.equals(second)
 
 
+@pytest.mark.thorough
 def test_fresh_kernels_give_the_same_metrics(tmp_path, small_run):
     project = shutil.copytree(small_run, tmp_path / "project")
     done = command(project, "run", "03_train", "04_evaluate", "--engine", "fresh")

@@ -100,6 +100,7 @@ def test_other_policies_write_what_they_wrote(small_run):
     assert "alert" not in pd.read_parquet(small_run / "runs/main/scores.parquet")
 
 
+@pytest.mark.thorough
 def test_fixed_cost_of_a_fraud_is_one_threshold(small_run, tmp_path):
     """Where each missed fraud loses 50, a look for 5 that saves half of it is worth it from 0.2 on."""
     folder = Path(shutil.copytree(small_run, tmp_path / "project"))
@@ -136,6 +137,7 @@ def test_command_and_python(project, rows):
     assert score_table(rows.drop(columns="probability"), model, 0.3)["decision"].tolist() == single
 
 
+@pytest.mark.thorough
 def test_rule_travels_to_other_machines(project, rows, tmp_path):
     """A job as a worker gets it; one threshold that equals the rule's own single one is another result."""
     words = str(project / "parts"), str(tmp_path / "out"), str(project / "models/main")
@@ -217,6 +219,7 @@ def test_amount_that_is_no_input(tmp_path):
 # -- what follows from it
 
 
+@pytest.mark.thorough
 def test_compared_with_a_single_threshold(project, small_run, tmp_path):
     """Confusion, money and changed sides are those of the decisions that were made."""
     before = pd.read_parquet(small_run / "runs/main/scores.parquet").sort_values("row", ignore_index=True)
@@ -249,6 +252,7 @@ def test_drift_counts_alerts_by_the_rule(project, rows):
     assert found["reference_alert_rate"] == pytest.approx(found["alert_rate"])
 
 
+@pytest.mark.thorough
 def test_page(browser, server, project, rows, tmp_path):
     """Header, one transaction, a file and its download decide by amount, until a threshold is chosen."""
     page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()

@@ -211,6 +211,7 @@ def test_failing_partitions_stop_no_other(places, tmp_path):
     assert same_as_one_file(places, tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_full_disk_is_a_failed_step(s3_env, tmp_path):
     """What is not the input's fault ends in 1: here a folder of the output that may not be written."""
     places = fill(on_disk(tmp_path), 2, tmp_path)
@@ -250,6 +251,7 @@ def test_metadata_longer_than_one_read(s3_env, bucket, tmp_path):
     assert "(1 of them earlier)" in score(tmp_path, *places.words()[1:]).stderr
 
 
+@pytest.mark.thorough
 def test_input_that_changes_meanwhile(s3_env, tmp_path):
     places = fill(on_disk(tmp_path), 1, tmp_path)
     path = Path(places.source, part_name(0))
@@ -445,6 +447,7 @@ def test_cluster_scores_what_one_file_would_give(steady, s3_env, bucket, tmp_pat
     assert same_as_one_file(places, tmp_path)
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_on_a_cluster(steady, s3_env, bucket, tmp_path):
     """Kill -9 of the command: the scheduler drops what has not begun; the next command does that, and nothing twice."""
     running, _ = steady
@@ -455,6 +458,7 @@ def test_killed_and_resumed_on_a_cluster(steady, s3_env, bucket, tmp_path):
     assert same_as_one_file(places, tmp_path)
 
 
+@pytest.mark.thorough
 def test_worker_without_fraudnb(steady, s3_env, bucket, tmp_path):
     """One such worker among others is enough: it would get its share of the work."""
     running, _ = steady
@@ -468,6 +472,7 @@ def test_worker_without_fraudnb(steady, s3_env, bucket, tmp_path):
     assert places.outputs() == []
 
 
+@pytest.mark.thorough
 def test_killed_worker_then_killed_scheduler(s3_env, bucket, tmp_path):
     """What a lost worker had in hand is done by the other one. A lost scheduler is said at once, and what is left."""
     places = fill(on_s3(bucket), 20, tmp_path)
@@ -487,6 +492,7 @@ def test_killed_worker_then_killed_scheduler(s3_env, bucket, tmp_path):
     assert "of them earlier)" in score(tmp_path, *again.words()[1:]).stderr
 
 
+@pytest.mark.thorough
 def test_frozen_scheduler(s3_env, tmp_path):
     """It keeps its connections and says nothing, which Dask alone would wait out for ever."""
     with cluster(tmp_path / "cluster", children(s3_env), workers=0) as running:
@@ -515,6 +521,7 @@ class Unreachable:
         return "result"
 
 
+@pytest.mark.thorough
 def test_result_that_cannot_be_fetched():
     """It is asked for again; if in vain, the future ends all the same, which in Dask's own executor it does not."""
     endings: list[tuple] = []
@@ -538,6 +545,7 @@ score.read_blocks = read_blocks
 """
 
 
+@pytest.mark.thorough
 def test_partition_that_kills_its_workers(s3_env, bucket, tmp_path):
     """As one does for which memory is too small: told as its failure, beside bad rows; the others are done."""
     places = fill(on_s3(bucket), 4, tmp_path)

@@ -147,6 +147,7 @@ def test_a_slow_body_and_a_torn_one_free_their_places(server):
     server.until(lambda: server.score(text, Content_Type="text/csv").status == 200)
 
 
+@pytest.mark.thorough
 def test_files_torn_while_they_are_read_leave_nothing(server):
     """Uploads that end in the middle of their rows: no place is kept, no temporary file, and no error is logged."""
     row = b"0.5,0,1," + b"x" * 800 + b"\n"
@@ -193,6 +194,7 @@ def test_page_command_and_python_agree(small_run, tmp_path):
         assert np.abs(np.asarray(values) - expected["onnx"]).max() < 1e-6, name
 
 
+@pytest.mark.thorough
 def test_nothing_breaks_the_server(server, pytestconfig):
     """Generated requests, right and wrong, from the API's own description: none gets a 5xx."""
     done = run_schemathesis(server, examples=pytestconfig.getoption("--cases"))

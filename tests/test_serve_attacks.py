@@ -193,6 +193,7 @@ def test_people_log_in(guarded):
 # -- bodies
 
 
+@pytest.mark.thorough
 def test_two_gigabytes_are_refused_before_they_come(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
         client.sendall(
@@ -201,6 +202,7 @@ def test_two_gigabytes_are_refused_before_they_come(server):
         assert b" 413 " in client.recv(4096)
 
 
+@pytest.mark.thorough
 def test_two_gigabytes_without_a_length_are_cut_off(server):
     """As many as are taken, 256 MB, and then no more."""
     row, sent = b"0,0,1\n" * 20_000, 0
@@ -218,6 +220,7 @@ def test_two_gigabytes_without_a_length_are_cut_off(server):
     assert server.score([ROW]).status == 200
 
 
+@pytest.mark.thorough
 def test_parquet_bombs_are_refused(server):
     """Kilobytes that hold two million rows, or one long text a hundred thousand times; and no Parquet at all."""
     zeros = pa.table({name: pa.array([0.0]).take(pa.array([0] * 2_000_000)) for name in INPUTS})
@@ -250,6 +253,7 @@ def test_json_that_is_none(server, body):
     assert server.ask("POST", "/api/score", body, {"Content-Type": "application/json"}).status in (400, 422)
 
 
+@pytest.mark.thorough
 def test_a_slow_client_is_dropped_and_bothers_nobody(server):
     """Headers and bodies that come byte by byte: closed after some seconds; meanwhile others are answered."""
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
@@ -268,6 +272,7 @@ def test_a_slow_client_is_dropped_and_bothers_nobody(server):
             client.close()
 
 
+@pytest.mark.thorough
 def test_thousands_of_sockets_leave_the_server_answering(server):
     """As many as this process may open; the server keeps its 300, and answers on a connection it has."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -382,6 +387,7 @@ def wrong_self_test(folder: Path) -> None:
     (folder / "card.json").write_text(json.dumps(card))
 
 
+@pytest.mark.thorough
 def test_a_model_bucket_that_is_down_at_boot_and_later(tmp_path):
     """The server starts, says that it has no model, and has one when the bucket is there; and keeps it."""
     store = tmp_path / "store"
@@ -431,6 +437,7 @@ def restart_rclone(store: Path, folder: Path, endpoint: str):
         return subprocess.Popen(command, stdout=output, stderr=output)
 
 
+@pytest.mark.thorough
 def test_bundles_as_the_deployment_keeps_them(s3: S3Server, bucket: str, tmp_path):
     """`current` names the folder; pointing it elsewhere changes the model."""
     for name in ("one", "two"):
@@ -487,6 +494,7 @@ def test_a_killed_kernel_and_a_killed_zygote(server):
     server.visit()
 
 
+@pytest.mark.thorough
 def test_visitors_beyond_the_cap_wait(tmp_path):
     with serving(
         tmp_path / "log", toy_bundle(tmp_path / "model"), FRAUDNB_VISITORS="2", FRAUDNB_IDLE_SECONDS="4"

@@ -16,6 +16,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.mark.thorough
 def test_pages_finish_and_their_kernels_end(server, browser):
     """Ten new visitors log in: widgets, no error, nothing from elsewhere; afterwards none of their kernels is left."""
     wrong = []

@@ -116,6 +116,7 @@ def answers(address: str) -> bool:
         return False
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_the_slug_is_built_boots_and_fits(slug, temporary):
     """Twice, as on a dyno that was moved: nothing that the first run wrote is there for the second."""

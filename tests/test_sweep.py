@@ -218,12 +218,14 @@ def test_leaderboard_as_file_and_table(swept):
     assert len(told) == 4 and sorted(line.split()[0] for line in told) == [f"[{number}/4]" for number in range(1, 5)]
 
 
+@pytest.mark.thorough
 def test_threads_are_shared_out(swept):
     """Workers times threads are no more than the cores, and the parameter `jobs` says the same."""
     for record in records(swept / "runs/sweep").values():
         assert record["metrics"]["threads"] == record["metrics"]["jobs"] == 1  # as many workers as cores
 
 
+@pytest.mark.thorough
 def test_one_worker_has_all_threads(project):
     done = command(project, "sweep", "30_square", "-g", "side=1", "--workers", 1, "--by", "area", "--seed", 3)
     assert done.returncode == 0, done.stderr
@@ -256,6 +258,7 @@ def test_metric_that_no_run_has(again):
     assert sum(ran(again).values()) == 4
 
 
+@pytest.mark.thorough
 def test_parts_of_a_sweep_put_together_are_the_whole(project, tmp_path):
     """Each part runs its own; with all folders in one place the whole sweep runs nothing and ranks everything."""
     grid = ("30_square", "-g", "side=1,2,3", "--by", "area")
@@ -351,6 +354,7 @@ def test_tpe_goes_on(project):
     assert sweep(project, *other, "-p", "kind", "big").returncode == 0 and sum(ran(project).values()) == 7
 
 
+@pytest.mark.thorough
 def test_tpe_ends_in_a_small_space(project):
     done = sweep(project, "30_square", "-g", "kind=plain,big", "--sampler", "tpe", "--by", "area", "--max-runs", 5)
     assert done.returncode == 0 and ran(project) == {"1": 2}, done.stderr
@@ -590,6 +594,7 @@ def test_inputs_stay_as_they_are(project):
         assert (folder / "data/value.txt").read_text() == "0"
 
 
+@pytest.mark.thorough
 def test_changed_inputs_and_code(project):
     """A finished run counts as not run when data, a model or a cell changes; not when a remark or an output does."""
     write_inputs(project)
@@ -619,6 +624,7 @@ def test_missing_inputs(project):
     assert f"There are no files in {project / 'data/main'}" in message and "`fraudnb run` makes them" in message
 
 
+@pytest.mark.thorough
 def test_a_run_begins_in_an_empty_folder(project):
     """What an earlier try has left there, killed or failed, is gone."""
     cell = "from pathlib import Path\nfrom fraudnb.runs import record_numbers\nleft = Path(run_folder, 'left')"
@@ -722,6 +728,7 @@ def running_record(project: Path, others: set[str] = frozenset()) -> dict | None
     return None
 
 
+@pytest.mark.thorough
 def test_killed_worker_and_killed_kernel(project):
     """A run whose worker was killed is tried again; one whose kernel was killed has failed; the others are done."""
     with started(project, *slow(5, 1.0)) as process:
@@ -758,6 +765,7 @@ def zygotes(path: str) -> list[psutil.Process]:
     return [process for process in found if process.ppid() not in {one.pid for one in found}]
 
 
+@pytest.mark.thorough
 def test_killed_zygote(project, tmp_path):
     """Runs in flight end, the next ones are forked from a new one, and the same command does the rest.
 
@@ -791,14 +799,15 @@ def test_killed_zygote(project, tmp_path):
 # -- no room on the disk
 
 
+@pytest.mark.thorough
 def test_disk_full(project):
     """A paragraph and exit code 1; no run counts as done that is not; with room, the same command does the rest."""
     cell = "from pathlib import Path\nPath(run_folder, 'big').write_bytes(bytes(400_000))"
     last = "from fraudnb.runs import record_numbers\nrecord_numbers({'area': side})"
     write_notebook(project / "nbs/34_big.ipynb", cell, last, parameters="side: int = 0\nrun_folder: str = ''")
     (project / "runs").mkdir()
-    if subprocess.run([*private, 'mount -t tmpfs none "$1"', "sh", str(project)], capture_output=True).returncode:
-        pytest.skip("needs unshare (util-linux) and the right to mount a small disk")
+    may = subprocess.run([*private, 'mount -t tmpfs none "$1"', "sh", str(project)], capture_output=True, text=True)
+    assert may.returncode == 0, f"needs unshare (util-linux) and the right to mount a small disk: {may.stderr}"
     words = "34_big -g side=1,2,3 --by area --workers 1 --engine fresh".split()
     # two runs fit; the third finds no room, not even for its record. What it left is copied out, then there is room
     script = """
@@ -883,6 +892,7 @@ def test_cluster_with_nothing_but_s3(project, s3, bucket, tmp_path):
         assert [float(row["area"]) for row in rows] == [9, 4, 1, 0]
 
 
+@pytest.mark.thorough
 def test_scheduler_that_dies(project, s3, bucket, tmp_path):
     """Exit code 1, soon, and one paragraph; with another cluster the same command does the rest."""
     env, words = environment() | s3.env, [*slow(4, 1.0)[:-2], "--name", f"s3://{bucket}/a"]
@@ -913,6 +923,7 @@ def test_scheduler_that_is_nowhere(project):
     assert f"No Dask scheduler answers at {address}" in paragraph(done.stderr)
 
 
+@pytest.mark.thorough
 def test_local_data_and_a_remote_folder(project):
     """A cluster's workers could not see the data: said before anything is connected to."""
     write_inputs(project)
@@ -921,6 +932,7 @@ def test_local_data_and_a_remote_folder(project):
     assert f"cannot see {project / 'data/main'}" in message and "-p data_folder s3://BUCKET/FOLDER" in message
 
 
+@pytest.mark.thorough
 def test_s3_without_a_cluster(project, s3, bucket, tmp_path):
     """Results on S3 from local data, and local results from data on S3."""
     write_inputs(project)
@@ -938,6 +950,7 @@ def test_s3_without_a_cluster(project, s3, bucket, tmp_path):
     assert ranked(project / "runs/sweep", "area") == [20, 10]
 
 
+@pytest.mark.thorough
 def test_bucket_that_is_not_there(project, s3):
     done = command(
         project, "sweep", "30_square", "-g", "side=1", "--name", "s3://no-such-bucket/a", "--by", "area",

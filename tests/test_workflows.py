@@ -187,6 +187,7 @@ def test_workflows_have_githubs_schema():
 # -- ci
 
 
+@pytest.mark.thorough
 def test_ci_check_and_wheel(runner):
     """As it is both pass; a notebook committed with its outputs does not."""
     assert runner.shell("make check", {"CI": "true"}) == 0, runner.output
@@ -218,6 +219,7 @@ def test_make_run_needs_no_git(runner):
     assert "no_scm" not in (runner.project / ".dvc/config.local").read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_ci_pipeline_then_comment(runner, github):  # noqa: F811
     """A pull request that changes the model: its comparison is posted by the other workflow."""
@@ -268,6 +270,7 @@ def test_ci_pipeline_that_stops(runner):
 # -- sweep
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_sweep(runner):
     """Two parts on machines of their own, gathered: every run was done once."""
@@ -360,6 +363,7 @@ def point_outside(runner: Runner, outside: Outside) -> None:
     runner.env = aws | {"HEALTH_SECONDS": "3", "HEALTH_PAUSE": "0.05"}
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_real_data_then_deployment(runner, outside):
     """The pipeline on S3; then, on another machine, the first deployment, for which no model is made again."""
@@ -405,6 +409,7 @@ def other_title(project: Path) -> None:
     commit(project)
 
 
+@pytest.mark.thorough
 def test_a_release_that_does_not_answer_is_taken_back(runner, outside, release):
     first = runner.revision()
     other_title(runner.project)
@@ -436,6 +441,7 @@ def test_the_gate_keeps_a_worse_model_from_being_released(runner, outside, relea
     assert (outside.released, outside.deployed) == (first, first)
 
 
+@pytest.mark.thorough
 def test_a_push_that_heroku_refuses_leaves_the_model(runner, outside, release):
     """Heroku builds before it accepts: a build that fails refuses the push."""
     first = runner.revision()
