@@ -21,8 +21,11 @@ restore: .venv/installed  ## results that dvc.lock names, as far as the DVC cach
 test: .venv/installed  ## what every change may break, some cases of each kind; the notebooks' lessons among them
 	pytest -n 3 --no-loadscope-reorder -m "not thorough"
 
-test-all: .venv/installed  ## all that is tested: every case, door, repeat and browser
-	pytest -n 3 --no-loadscope-reorder
+test-all: .venv/installed  ## all that is tested: every case, door, repeat and browser; then what of fraudnb was executed
+	coverage erase
+	coverage run -m pytest -n 3 --no-loadscope-reorder
+	coverage combine --quiet
+	coverage report
 
 check: .venv/installed  ## what an edited notebook needs before a commit: exported, clean, linted; in CI, that it was
 	nbdev-export
