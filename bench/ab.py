@@ -216,8 +216,9 @@ def visitors_block(pair: Pair, folder: Path, orders: Orders, turns: int) -> dict
 
         def visit(side: Side, server: Server) -> float:
             page = browser.new_context().new_page()
-            page.goto(f"http://127.0.0.1:{server.port}/", timeout=60_000)
-            page.locator(PAGE).first.wait_for(timeout=60_000)
+            page.set_default_timeout(180_000)  # what is judged is memory: forty pages may keep a machine busy
+            page.goto(f"http://127.0.0.1:{server.port}/")
+            page.locator(PAGE).first.wait_for()
             return send_csv(server.port, "/api/score", work_folder(side, folder) / "thousand.csv")[1]
 
         take_turns(pair, [partial(visit, *one) for one in zip(pair, servers, strict=True)], VISITORS, orders)
