@@ -491,12 +491,15 @@ def score(
     threshold: Annotated[
         float | None, typer.Option(help="Alert from this probability on. Default: as the evaluation decided.")
     ] = None,
+    with_model: Annotated[
+        bool, typer.Option("--with-model", help="Add columns that say by which model and threshold, to each row.")
+    ] = False,
     scheduler: Annotated[
         str | None,
         typer.Option(metavar="tcp://HOST:PORT", help="Score a folder on the workers of this Dask scheduler."),
     ] = None,
 ) -> None:
-    """Add the probability of fraud and a decision to each transaction."""
+    """Add the probability of fraud and a decision to each transaction. OUT.json says by which model and threshold."""
 
     from fraudnb.model import default_model
     from fraudnb.score import is_folder
@@ -505,39 +508,54 @@ def score(
     if is_folder(input):
         if out is None:
             raise InputError(f"{input} is a folder: name the folder or s3:// prefix for the result with --out.")
-        score_folder(input, out, model, threshold, scheduler)
+        score_folder(input, out, model, threshold, scheduler, with_model)
     elif scheduler:
         raise InputError(f"{input} is one file. --scheduler shares out the files of a folder: leave it out.")
     else:
-        score_one(input, out, model, threshold)
+        score_one(input, out, model, threshold, with_model)
     if default:
         print(f"The model: {model}", file=sys.stderr)
 
 # %% ../nbs/18_cli.ipynb #b1b2fd98
-def score_one(input: str, out: str | None, model: str, threshold: float | None) -> None:
+def score_one(input: str, out: str | None, model: str, threshold: float | None, with_model: bool = False) -> None:
     """Score one file into `out`, or to standard output; raises `InputError` and `ModelError`."""
     from tempfile import TemporaryDirectory
 
+    from fraudnb.rule import decided_words
     from fraudnb.score import score_file
 
     with TemporaryDirectory() as folder:
         target = out or str(Path(folder) / "scored.csv")
-        rows, alerts = score_file(input, target, model, threshold)
+        record = score_file(input, target, model, threshold, with_model)
         if out is None:
             with open(target, encoding="utf-8") as file:
                 sys.stdout.writelines(file)
-    print(f"{rows:,} transactions scored, {alerts:,} alerts{f', written to {out}' if out else ''}", file=sys.stderr)
+    written = f", written to {out}" if out else ""
+    counts = f"{record['rows']:,} transactions scored, {record['alerts']:,} alerts{written}"
+    print(f"{counts} ({decided_words(record)})", file=sys.stderr)
 
 # %% ../nbs/18_cli.ipynb #a957d81a
-def score_folder(input: str, out: str, model: str, threshold: float | None, scheduler: str | None) -> None:
+def score_folder(
+    input: str, out: str, model: str, threshold: float | None, scheduler: str | None, with_model: bool = False
+) -> None:
     """Score the Parquet files below `input` into `out`; raises `InputError`, `ModelError` and `StepFailed`."""
 
     from fraudnb.cluster import ClusterLost, open_executor
     from fraudnb.runs import StepFailed
-    from fraudnb.score import describe_failures, list_partitions, plan_job, score_partitions
+    from fraudnb.score import (
+        describe_failures,
+        list_partitions,
+        plan_job,
+        record_place,
+        score_partitions,
+        summary_of,
+        withdraw_record,
+        write_record,
+    )
 
     names = list_partitions(input)
-    job = plan_job(input, out, model, threshold, threads=1 if scheduler else 0)
+    job = plan_job(input, out, model, threshold, 1 if scheduler else 0, with_model)
+    withdraw_record(beside := record_place(job.out))
     done = []
     try:
         with open_executor(scheduler) if scheduler else contextlib.nullcontext() as executor:
@@ -548,6 +566,7 @@ def score_folder(input: str, out: str, model: str, threshold: float | None, sche
         raise StepFailed(f"{error} {finished:,} of {len(names):,} partitions are done; repeat for the rest.") from error
     if failures := describe_failures(done, out):
         raise (StepFailed if any(one.code == 1 for one in done) else InputError)(failures)
+    write_record(summary_of(job, done), beside)
     print(describe_scored(done, out), file=sys.stderr)
 
 # %% ../nbs/18_cli.ipynb #d8ca4b7a

@@ -21,7 +21,7 @@ import pyarrow as pa
 from .errors import InputError
 from .files import atomic_path
 from .model import Model, input_matrix
-from .rule import Rule
+from .rule import Rule, decided_by, decided_words
 from .schema import Schema
 
 # %% ../nbs/32_drift.ipynb #d804e839
@@ -217,8 +217,8 @@ def check_drift(
 ) -> dict[str, Any]:
     """What has drifted in the transactions at `source`, against those at `reference` or what the card remembers.
 
-    Alerts are by `rule`. Returns {"rows", "alert_rate", "reference_alert_rate", "alpha", "tolerated",
-    "drifted": [names], "findings": [...]} as JSON. Raises `InputError`.
+    Alerts are by `rule`. Returns what `decided_by` says, and {"rows", "alert_rate", "reference_alert_rate",
+    "alpha", "tolerated", "drifted": [names], "findings": [...]} as JSON. Raises `InputError`.
     """
     from fraudnb.score import local_input, read_blocks, score_blocks, some_rows
 
@@ -233,6 +233,7 @@ def check_drift(
         current = spread_of(some_rows(score_blocks(read_blocks(path), model, rule)), model, known)
     findings = find_drift(known, current, alpha, tolerated)
     return {
+        **decided_by(model.card, rule),
         "rows": current.rows,
         "alert_rate": current.alerts / current.total,
         "reference_alert_rate": known["alerts"],
@@ -300,6 +301,7 @@ def to_html(found: Mapping[str, Any], title: str) -> str:
         f"<p><b>{html.escape(verdict_sentence(found))}</b></p><p>{found['rows']:,} transactions. Alerts: "
         f"{found['alert_rate']:.3%}, in the reference {found['reference_alert_rate']:.3%}. A difference counts from a "
         f"stability index of {found['tolerated']:g} on, if its corrected p-value is below {found['alpha']:g}.</p>"
+        f"<p>Scored by {html.escape(decided_words(found))}.</p>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div></html>\n'
     )
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['model_lock', 'check_names', 'as_numbers', 'checked_numbers', 'decide', 'decision_rule', 'score_table', 'read_blocks',
            'score_blocks', 'some_rows', 'write_blocks', 'on_disk', 'local_input', 'local_output', 'bundle_at',
+           'record_place', 'check_record', 'make_record', 'write_record', 'withdraw_record', 'and_withdraw',
            'score_file', 'is_folder', 'list_partitions', 'Job', 'absolute', 'plan_job', 'load_shared', 'shared_model',
            'content_id', 'make_proof', 'read_footer', 'read_proof', 'Scored', 'while_unchanged', 'score_new',
-           'score_partition', 'score_partitions', 'workers_died', 'seen_from_here', 'describe_failures']
+           'score_partition', 'score_partitions', 'workers_died', 'seen_from_here', 'describe_failures', 'summary_of']
 
 # %% ../nbs/05_score.ipynb #622f149e
 import json
@@ -17,7 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,8 +32,16 @@ import pyarrow.parquet as pq
 
 from .errors import InputError, join_names, near_match
 from .files import atomic_path
-from .model import Model, ModelError, bundle_folder, file_sha256, load_model, predict_probability
-from .rule import Rule, needed_columns, rule_of
+from fraudnb.model import (
+    Model,
+    ModelError,
+    bundle_folder,
+    file_sha256,
+    load_model,
+    predict_probability,
+    to_json,
+)
+from .rule import Rule, decided_by, decided_columns, needed_columns, rule_of
 from fraudnb.schema import (
     Schema,
     csv_batches,
@@ -43,11 +54,11 @@ from fraudnb.schema import (
 )
 
 # %% ../nbs/05_score.ipynb #0e0ccfbc
-def check_names(names: Sequence[str], needed: Sequence[str]) -> None:
-    """Raise `InputError` unless `names` has each of `needed` once and neither "probability" nor "decision"."""
+def check_names(names: Sequence[str], needed: Sequence[str], added: Sequence[str] = ()) -> None:
+    """Raise `InputError` unless `names` has each of `needed` once, and no "probability", "decision" or `added`."""
     absent = [name for name in needed if name not in names]
     repeated = [name for name in needed if list(names).count(name) > 1]
-    taken = [name for name in ("probability", "decision") if name in names]
+    taken = [name for name in ("probability", "decision", *added) if name in names]
     if absent:
         hint = near_match(absent[0], [str(name) for name in names])
         raise InputError(f"Missing column {join_names(absent)}.{hint} The model needs {join_names(needed, 40)}.")
@@ -127,14 +138,21 @@ def read_blocks(path: Path) -> Iterator[pa.Table]:
             yield from (pa.Table.from_batches([batch]) for batch in csv_batches(path, []))
 
 # %% ../nbs/05_score.ipynb #023f63ac
-def score_blocks(blocks: Iterable[pa.Table], model: Model, rule: Rule) -> Iterator[pa.Table]:
-    """The tables of `blocks` with `probability` and `decision` added; rows in messages are counted over all of them."""
+def score_blocks(blocks: Iterable[pa.Table], model: Model, rule: Rule, with_model: bool = False) -> Iterator[pa.Table]:
+    """The tables of `blocks` with `probability` and `decision` added; rows in messages are counted over all of them.
+
+    With `with_model` the columns of `decided_columns` follow: by which model and rule.
+    """
     row, needed = 1, list(needed_columns(model.inputs, rule))
+    columns = decided_columns(decided_by(model.card, rule)) if with_model else {}
     for block in blocks:
-        check_names(block.column_names, needed)
+        check_names(block.column_names, needed, list(columns))
         probability, decision = decide(checked_numbers(block.select(needed).to_pandas(), model, rule, row), model, rule)
-        yield block.append_column("probability", pa.array(probability)).append_column("decision", pa.array(decision))
+        scored = {"probability": pa.array(probability), "decision": pa.array(decision)}
         row += len(block)
+        for name, values in (scored | {name: pa.repeat(value, len(block)) for name, value in columns.items()}).items():
+            block = block.append_column(name, values)
+        yield block
 
 # %% ../nbs/05_score.ipynb #014064ca
 def some_rows(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -212,20 +230,99 @@ def bundle_at(location: str | Path, threads: int = 0) -> Model:
 
     return open_model(location, threads)
 
+# %% ../nbs/05_score.ipynb #39f6f92d
+def record_place(out: str | Path) -> str:
+    """Where the record of the file or folder `out` is: beside it. Empty for a whole bucket, which has no beside."""
+    place = str(out).rstrip("/")
+    bucket = place.lower().startswith("s3://") and "/" not in place[5:]
+    return "" if bucket else f"{place}.json"
+
+# %% ../nbs/05_score.ipynb #051cdbdf
+def check_record(place: str) -> bool:
+    """Whether there is a record at `place`; raises `InputError` for a file that is none: it is somebody's."""
+    content = b""
+    if place and on_disk(place):
+        content = Path(place).read_bytes() if Path(place).exists() else b""
+    elif place:
+        from fraudnb.fetch import exists, read_bytes
+
+        content = read_bytes(place) if exists(place) else b""
+    try:
+        known = json.loads(content or b"null")
+    except ValueError:
+        known = {}
+    if known is None:
+        return False
+    if isinstance(known, dict) and "format" in known and known.keys() & {"sha256", "unfinished"}:
+        return True
+    raise InputError(
+        f"{place} is there, but not from `fraudnb score`, which writes its record there. Move one of them."
+    )
+
+# %% ../nbs/05_score.ipynb #b199d521
+def make_record(decided: Mapping[str, Any], source: str | Path, rows: int, alerts: int) -> dict[str, Any]:
+    """The record of `rows` scored from `source`, `alerts` among them, as `decided_by` says it, as JSON."""
+    name = str(source)
+    if not on_disk(name):
+        from fraudnb.fetch import public_url
+
+        name = public_url(name)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    facts = {"input": name, "rows": rows, "alerts": alerts, "version": version("fraudnb")}
+    return {"format": 1, **decided, **facts, "time": now}
+
+# %% ../nbs/05_score.ipynb #97ffed28
+def write_record(record: Mapping[str, Any], place: str) -> None:
+    """Write the `record` to `place`, atomically; nothing where there is no place. Raises `InputError`, `OSError`."""
+    if place and on_disk(place):
+        with atomic_path(place) as temporary:
+            temporary.write_bytes(to_json(record))
+    elif place:
+        from fraudnb.fetch import store_bytes
+
+        store_bytes(to_json(record), place)
+
+# %% ../nbs/05_score.ipynb #b189370d
+def withdraw_record(place: str) -> None:
+    """Let there be no record of an earlier output at `place`; raises `InputError`."""
+    if not check_record(place):
+        return
+    if on_disk(place):
+        Path(place).unlink()
+    else:
+        write_record({"format": 1, "unfinished": True}, place)
+
+# %% ../nbs/05_score.ipynb #4288adde
+def and_withdraw(blocks: Iterable[pa.Table], path: Path, content: str, place: str) -> Iterator[pa.Table]:
+    """`blocks`; at their end the record at `place` goes. Raises `InputError` when `path` has not this `content`."""
+    yield from blocks
+    if content and file_sha256(path) != content:
+        raise InputError(f"{path} changed while it was being scored. Run again when nobody writes to it.")
+    withdraw_record(place)
+
 # %% ../nbs/05_score.ipynb #f1b47cd1
 def score_file(
-    source: str | Path, out: str | Path, model: str | Path, threshold: float | None = None
-) -> tuple[int, int]:
+    source: str | Path, out: str | Path, model: str | Path, threshold: float | None = None, with_model: bool = False
+) -> dict[str, Any]:
     """Score the transactions in the file `source` with the bundle at `model` into the file `out`: paths or s3://.
 
-    Returns the numbers of rows and of alerts. Raises `InputError` and `ModelError`; then nothing is written.
+    Returns the record of it, which is written beside `out` when that is whole. `with_model` adds the columns of
+    `decided_columns`. Raises `InputError` and `ModelError`; then nothing is written.
     """
     if not str(out).endswith((".csv", ".parquet")):
         raise InputError(f"{out} would have to be CSV or Parquet: give it a name that ends in .csv or .parquet.")
     bundle = bundle_at(model)
-    rule = decision_rule(bundle, threshold)
+    rule, beside = decision_rule(bundle, threshold), record_place(out)
+    check_record(beside)
+    check_record(beside)
     with local_input(source) as path, local_output(out) as target:
-        return write_blocks(some_rows(score_blocks(read_blocks(path), bundle, rule)), target)
+        content = file_sha256(path) if path.is_file() else ""
+        blocks = some_rows(score_blocks(read_blocks(path), bundle, rule, with_model))
+        rows, alerts = write_blocks(and_withdraw(blocks, path, content, beside), target)
+        record = make_record(decided_by(bundle.card, rule), source, rows, alerts)
+        record |= {"input_sha256": content, "output": target.name, "output_sha256": file_sha256(target)}
+    write_record(record, beside)
+    return record
 
 # %% ../nbs/05_score.ipynb #9175d2f3
 def is_folder(location: str) -> bool:
@@ -265,6 +362,8 @@ class Job:
     rule: Rule
     threads: int  # of one prediction; 0: as many as there are cores
     host: str  # the machine the command runs on
+    decided: Mapping[str, Any]  # by which model and rule, as `decided_by` says it
+    with_model: bool = False  # whether each row says so
 
 # %% ../nbs/05_score.ipynb #c7b41896
 def absolute(location: str) -> str:
@@ -277,7 +376,9 @@ def absolute(location: str) -> str:
     return f"s3://{bucket}/{prefix}".rstrip("/")
 
 # %% ../nbs/05_score.ipynb #852f47e6
-def plan_job(source: str, out: str, model: str, threshold: float | None = None, threads: int = 0) -> Job:
+def plan_job(
+    source: str, out: str, model: str, threshold: float | None = None, threads: int = 0, with_model: bool = False
+) -> Job:
     """The job of scoring the partitions below `source` into `out`; raises `InputError` and `ModelError`."""
     from fraudnb.fetch import is_remote
 
@@ -289,8 +390,10 @@ def plan_job(source: str, out: str, model: str, threshold: float | None = None, 
     if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise InputError(f"{out} is a file, but many files are to be written. Name a folder with --out.")
     bundle = bundle_at(model)
-    rule = decision_rule(bundle, threshold)
-    return Job(source, out, model, bundle.card["sha256"], rule, threads, socket.gethostname())
+    rule, host = decision_rule(bundle, threshold), socket.gethostname()
+    check_record(record_place(out))
+    decided = decided_by(bundle.card, rule)
+    return Job(source, out, model, decided["sha256"], rule, threads, host, decided, with_model)
 
 # %% ../nbs/05_score.ipynb #53525abe
 @lru_cache(maxsize=2)
@@ -324,11 +427,12 @@ def content_id(location: str) -> str:
 
 # %% ../nbs/05_score.ipynb #52b04737
 def make_proof(job: Job, name: str) -> dict[str, Any]:
-    """What the output for the partition `name` depends on."""
+    """What the output for the partition `name` depends on: the content, the model's SHA-256, the rule, the columns."""
     from fraudnb.fetch import join_location
 
     rule = asdict(job.rule) if job.rule.amount else job.rule.threshold
-    return {"input": content_id(join_location(job.source, name)), "model": job.sha256, "threshold": rule}
+    proof = {"input": content_id(join_location(job.source, name)), "model": job.sha256, "threshold": rule}
+    return proof | {"with_model": job.with_model}
 
 # %% ../nbs/05_score.ipynb #45267d06
 def read_footer(location: str) -> pq.FileMetaData:
@@ -356,7 +460,8 @@ def read_proof(location: str) -> dict[str, Any]:
         return {}
     try:
         footer = read_footer(location)
-        return {**json.loads((footer.metadata or {})[b"fraudnb.score"]), "rows": footer.num_rows}
+        proof = json.loads((footer.metadata or {})[b"fraudnb.score"])
+        return {"with_model": False, **proof, "rows": footer.num_rows}
     except (pa.ArrowInvalid, KeyError) as error:
         raise InputError(
             f"{location} is there, but not from `fraudnb score`. Name another place with --out."
@@ -388,8 +493,11 @@ def score_new(job: Job, name: str, proof: Mapping[str, Any]) -> Scored:
 
     source, model = join_location(job.source, name), shared_model(job)
     with local_input(source) as path, local_output(join_location(job.out, name)) as target:
-        blocks = score_blocks(read_blocks(path), model, job.rule)
-        return Scored(name, *write_blocks(while_unchanged(blocks, source, proof["input"]), target, proof))
+        blocks = while_unchanged(
+            score_blocks(read_blocks(path), model, job.rule, job.with_model), source, proof["input"]
+        )
+        facts = {**proof, "name": job.decided["model"], "version": version("fraudnb")}
+        return Scored(name, *write_blocks(blocks, target, facts))
 
 # %% ../nbs/05_score.ipynb #6a0ea7a8
 def score_partition(job: Job, name: str) -> Scored:
@@ -460,3 +568,9 @@ def describe_failures(scored: Sequence[Scored], out: str, most: int = 5) -> str:
         f"{len(failed):,} of {len(scored):,} partitions failed. {reasons}{more} {others}"
         "When that is mended, the same command does what is missing."
     )
+
+# %% ../nbs/05_score.ipynb #0b56719b
+def summary_of(job: Job, done: Sequence[Scored]) -> dict[str, Any]:
+    """The record of the partitions `done` of `job`, all of which are scored."""
+    rows, alerts = sum(one.rows for one in done), sum(one.alerts for one in done)
+    return make_record(job.decided, job.source, rows, alerts) | {"output": job.out, "partitions": len(done)}

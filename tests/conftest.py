@@ -185,7 +185,18 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 # -- which worker does what
 
 # files whose tests share a server, a browser or a run: one worker does such a file, and it is there once
-SHARING = ("kernels", "page", "quality", "report_browser", "rule", "serve_api", "serve_attacks", "serve_browser")
+SHARING = (
+    "answers",
+    "kernels",
+    "page",
+    "page_model",
+    "quality",
+    "report_browser",
+    "rule",
+    "serve_api",
+    "serve_attacks",
+    "serve_browser",
+)
 
 
 def work_unit(nodeid: str) -> str:

@@ -1,5 +1,6 @@
 """Every answer says by which model and threshold it is: at each door what it carries gives its numbers again."""
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,11 @@ import pandas as pd
 import pytest
 from serving import Answer, Server, serving, toy_bundle
 
-from fraudnb.model import file_sha256, load_model, predict_probability
+from fraudnb.cli import score_folder, score_one
+from fraudnb.drift import check_drift, to_html
+from fraudnb.errors import InputError
+from fraudnb.model import file_sha256, load_model, predict_probability, read_card
+from fraudnb.score import decision_rule, read_proof, score_file, withdraw_record
 
 PARQUET = "application/vnd.apache.parquet"
 PRICES = {"name": "per_amount", "review_cost": 5.0, "recovery_rate": 0.8}
@@ -162,3 +167,126 @@ def test_the_description_names_the_headers(served):
         name for name in ask(server, "text/csv", "text/csv").headers if name.startswith("fraudnb-")
     )
     assert "409" in call["responses"] and "model" in [one["name"] for one in call["parameters"]]
+
+
+# -- the command
+
+
+@pytest.fixture(params=["single", "priced"])
+def bundle(request, bundles) -> Path:
+    return bundles[request.param]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with the rows as CSV, as Parquet, and as a folder of two partitions."""
+    rows().to_csv(tmp_path / "in.csv", index=False)
+    rows().to_parquet(tmp_path / "in.parquet")
+    (tmp_path / "parts").mkdir()
+    for number, part in enumerate((rows()[:150], rows()[150:])):
+        part.to_parquet(tmp_path / f"parts/{number}.parquet", index=False)
+    return tmp_path
+
+
+READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_the_record_beside_a_file(bundle, place, ending):
+    """It gives the file's numbers again, and names input and output by their content; with S3's rule for a place."""
+    out = place / f"scored{ending}"
+    score_file(place / "in.csv", out, bundle)
+    record = json.loads((place / f"scored{ending}.json").read_text())
+    agrees(bundle, record, READERS[ending](out))
+    assert record["format"] == 1 and record["rows"] == 300 and record["version"]
+    assert (record["output_sha256"], record["input_sha256"]) == (file_sha256(out), file_sha256(place / "in.csv"))
+    assert record["alerts"] == (READERS[ending](out)["decision"] == "alert").sum()
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_rows_that_say_it_themselves(bundle, place, ending):
+    """--with-model: the columns of any row decide it again."""
+    out = place / f"scored{ending}"
+    score_file(place / "in.parquet", out, bundle, with_model=True)
+    scored = READERS[ending](out)
+    assert set(scored["model_sha256"]) == {file_sha256(bundle / "model.onnx")}
+    if "threshold" in scored:
+        alert = scored["probability"] >= scored["threshold"]
+    else:
+        alert = scored["probability"] * scored["Amount"] * scored["recovery_rate"] >= scored["review_cost"]
+    assert (scored["decision"] == np.where(alert, "alert", "pass")).all() and 0 < alert.sum() < 300
+    rows().assign(model="mine").to_csv(place / "taken.csv", index=False)
+    with pytest.raises(InputError, match="already has a column 'model'"):
+        score_file(place / "taken.csv", out, bundle, with_model=True)
+
+
+def test_partitions_and_the_record_beside_their_folder(bundle, place, capsys):
+    """Each partition's own metadata, and one record for all of them; the columns count for what is kept."""
+    parts, out = str(place / "parts"), str(place / "scored")
+    score_folder(parts, out, str(bundle), None, None)
+    record = json.loads((place / "scored.json").read_text())
+    agrees(bundle, record, pd.read_parquet(out))
+    assert (record["rows"], record["partitions"]) == (300, 2)
+    proof = read_proof(f"{out}/0.parquet")
+    assert (proof["model"], proof["name"], proof["with_model"]) == (record["sha256"], record["model"], False)
+    if record["threshold"] is not None:
+        assert proof["threshold"] == record["threshold"]
+    for kept in ("", " (2 of them earlier)"):
+        score_folder(parts, out, str(bundle), None, None, with_model=True)
+        assert f"in 2 partitions{kept}, written to {out}" in capsys.readouterr().err
+    assert set(pd.read_parquet(out)["model_sha256"]) == {record["sha256"]}
+
+
+def test_no_record_of_another_file(bundle, place, monkeypatch):
+    """Nothing scored: both stay. Ended in between: no record. Somebody's file: refused. One of many failed: none."""
+    out, record = place / "scored.csv", place / "scored.csv.json"
+    score_file(place / "in.csv", out, bundle)
+    before = [one.read_bytes() for one in (out, record)]
+    (place / "bad.csv").write_text("V1,V2,Amount\n1,2,3\nx,2,3\n")
+    with pytest.raises(InputError, match="row 2"):
+        score_file(place / "bad.csv", out, bundle)
+    assert [one.read_bytes() for one in (out, record)] == before
+    with monkeypatch.context() as patched:
+        patched.setattr("fraudnb.score.write_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            score_file(place / "in.csv", out, bundle, threshold=0.9)
+    assert out.read_bytes() != before[0] and not record.exists()
+    record.write_text('{"notes": "mine"}')
+    with pytest.raises(InputError, match="not from `fraudnb score`"):
+        score_file(place / "in.csv", out, bundle)
+    assert record.read_text() == '{"notes": "mine"}'
+    score_folder(str(place / "parts"), str(place / "all"), str(bundle), None, None)
+    (place / "parts/2.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="1 of 3 partitions failed"):
+        score_folder(str(place / "parts"), str(place / "all"), str(bundle), 0.9, None)
+    assert not (place / "all.json").exists()
+
+
+def test_standard_output_names_it_beside(bundle, place, capsys):
+    score_one(str(place / "in.csv"), None, str(bundle), None)
+    told, card = capsys.readouterr(), read_card(bundle)
+    assert f"version {card['sha256'][:10]}" in told.err and card["name"] in told.err
+    assert ("alerts by amount" if "policy" in card else f"threshold {AWKWARD:g}") in told.err
+    assert len(told.out.splitlines()) == 301 and not list(place.glob("*.json"))
+
+
+def test_a_record_on_s3(bundles, place, s3_env, bucket):
+    """Beside the object; while that is replaced, an unfinished one stands there."""
+    from fraudnb.fetch import read_bytes
+
+    out = f"s3://{bucket}/out/scored.csv"
+    for threshold in (None, 0.9):
+        record = score_file(place / "in.csv", out, bundles["single"], threshold)
+        assert json.loads(read_bytes(f"{out}.json")) == record
+        assert hashlib.sha256(read_bytes(out)).hexdigest() == record["output_sha256"]
+    withdraw_record(f"{out}.json")
+    assert json.loads(read_bytes(f"{out}.json")) == {"format": 1, "unfinished": True}
+
+
+def test_drift_says_what_scored(bundles, place):
+    bundle = bundles["priced"]
+    model = load_model(bundle)
+    found = check_drift(str(place / "in.csv"), model, decision_rule(model), str(place / "in.parquet"))
+    probability, decision = recomputed(bundle, found, rows())
+    assert found["alert_rate"] == pytest.approx(decision.count("alert") / 300)
+    assert f"version {model.card['sha256'][:10]}, alerts by amount" in to_html(found, "in.csv")
