@@ -471,7 +471,7 @@ def is_use(kind: str, content: Mapping[str, Any]) -> bool:
     if kind != "comm_msg" or not isinstance(data, dict) or data.get("method") != "custom":
         return False
     asked = data.get("content")
-    return isinstance(asked, dict) and asked.get("kind") != "ping"
+    return isinstance(asked, dict) and asked.get("kind") not in ("ping", "facts") and not asked.get("again")
 
 # %% ../nbs/17_serve.ipynb #ab9b4b09
 class OpenChannels(Visited, VoilaKernelWebsocketHandler):

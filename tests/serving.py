@@ -61,6 +61,7 @@ def toy_bundle(folder: Path, name: str = "toy", slope: float = 1.0, inputs: list
         "inputs": inputs,
         "schema": schema,
         "threshold": 0.6,
+        "curve": [{"threshold": 0.6, "precision": 0.9, "recall": 0.5, "alerts_a_day": 2.0, "expected_cost": 10.0}],
         "data": {
             "source": "/secret/place",
             "synthetic": True,
@@ -177,11 +178,12 @@ def serving(
     ready: bool = True,
     before: Sequence[str] = (),
     program: str = "from fraudnb.cli import main; main()",
+    port: int = 0,
     **environment: str,
 ) -> Iterator[Server]:
     """A server with the `model`, and `environment` besides this one's; ready to answer unless `ready` is false.
 
-    The Python `program` is started by the command `before`, if there is one.
+    The Python `program` is started by the command `before`, if there is one. `port` 0 is one that is free.
     """
     env = clean_environment() | {"NO_PROXY": "*"} | environment
     env.pop("FRAUDNB_TOKEN", None) if "FRAUDNB_TOKEN" not in environment else None
@@ -192,7 +194,7 @@ def serving(
         program,
         "serve",
         "--port",
-        "0",
+        str(port),
         "--model",
         str(model),
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import answers, free_port, mostly_thorough
+from conftest import PACKAGE_ROOT, answers, free_port, mostly_thorough
 from playwright.sync_api import Page, expect
 from project import BIN, command, environment, wait_until
 from serving import Server, serving
@@ -259,8 +259,9 @@ def test_lost_connection(visit, server):
 
 @pytest.mark.thorough
 def test_voila_alone(browser, project):
-    """`voila nbs/05_score.ipynb`: the page and nothing else, its kernel answers, also about a file."""
+    """`voila nbs/05_score.ipynb`: the page and nothing else, its kernel answers, also about a file, and it alone."""
     port, log = free_port(), project / "voila.log"
+    shutil.copy(PACKAGE_ROOT / "voila.json", project)
     words = ["nbs/05_score.ipynb", "--no-browser", "--port", str(port)]
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -268,13 +269,16 @@ def test_voila_alone(browser, project):
         )
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/static/none"), "voila listens")
-        page = browser.new_page()
+        page, elsewhere = browser.new_page(), []
+        here = (f"http://127.0.0.1:{port}/", f"ws://127.0.0.1:{port}/", "data:", "blob:")
+        page.on("request", lambda one: one.url.startswith(here) or elsewhere.append(one.url))
         page.goto(f"http://127.0.0.1:{port}/", timeout=60_000)
         page.wait_for_selector("main.fraudnb[data-ready]", timeout=60_000)
         upload(page, project / "rows.csv")
         expect(page.get_by_text("600 transactions of")).to_be_visible(timeout=20_000)
         seen = page.locator("body").inner_text()
         assert "Nothing is fitted here" not in seen and "Traceback" not in seen
+        assert elsewhere == []
         page.close()
     finally:
         process.terminate()

@@ -157,10 +157,21 @@ async function findRows(table, query, stopped) {
   return found;
 }
 
-// The answer's CSV with other decisions: the last field of each record is written anew.
-async function withDecisions(table, isAlert) {
-  const parts = [table.blob.slice(0, table.starts[1])], decoder = new TextDecoder("latin1");
-  const last = table.starts.length - 2;
+// A text as a field of a CSV, its bytes as Latin-1 characters.
+const csvField = (text) => {
+  const bytes = String.fromCharCode(...new TextEncoder().encode(text));
+  return /[",\r\n]/.test(bytes) ? `"${bytes.replaceAll('"', '""')}"` : bytes;
+};
+
+// The answer's CSV with other decisions: the last field of each record is written anew, and what `columns` names follows
+// in each row. A row says itself by which model and threshold it was decided: file names change, rows are sorted,
+// filtered and pasted into a case.
+async function withDecisions(table, isAlert, columns) {
+  const decoder = new TextDecoder("latin1"), bytesOf = (text) => Uint8Array.from(text, (character) => character.charCodeAt(0));
+  const names = Object.keys(columns).map((name) => csvField(table.header.includes(name) ? `scored_${name}` : name));
+  const added = Object.values(columns).map((value) => `,${csvField(String(value))}`).join("");
+  const head = decoder.decode(await table.blob.slice(0, table.starts[1]).arrayBuffer()).replace(/\r?\n$/, "");
+  const parts = [bytesOf(`${[head, ...names].join(",")}\n`)], last = table.starts.length - 2;
   for (let row = 0; row < last; ) {
     const until = Math.min(row + 20_000, last), begin = table.starts[row + 1];
     const text = decoder.decode(await table.blob.slice(begin, table.starts[until + 1]).arrayBuffer());
@@ -168,9 +179,9 @@ async function withDecisions(table, isAlert) {
     for (; row < until; row += 1) {
       const line = text.slice(table.starts[row + 1] - begin, table.starts[row + 2] - begin);
       const end = line.endsWith("\r\n") ? "\r\n" : "\n";
-      lines.push(line.slice(0, line.lastIndexOf(",") + 1), isAlert(row) ? "alert" : "pass", end);
+      lines.push(line.slice(0, line.lastIndexOf(",") + 1), isAlert(row) ? "alert" : "pass", added, end);
     }
-    parts.push(Uint8Array.from(lines.join(""), (character) => character.charCodeAt(0)));
+    parts.push(bytesOf(lines.join("")));
   }
   return new Blob(parts, { type: "text/csv" });
 }
@@ -202,35 +213,96 @@ function parsePasted(text, facts) {
 
 // -- asking: the kernel for one transaction, the API for files (the kernel where there is no API)
 
+const LOST = "There was no answer. The connection may be lost: reconnect and try again.";
+
+// Questions to the kernel, and what cuts off those that wait. `onState(true)` is called with each answer.
 function makeKernel(model, onState) {
   const waiting = new Map();
   let next = 1;
+  const lost = () => Object.assign(new Problem(LOST), { lost: true });
   model.on("msg:custom", (message, buffers) => {
     const one = waiting.get(message.id);
     if (!one) return;
     waiting.delete(message.id);
     clearTimeout(one.timer);
     onState(true);
-    if (message.error) one.fail(new Problem(message.error, message.problems));
+    if (message.error) one.fail(Object.assign(new Problem(message.error, message.problems), { status: message.status }));
     else one.done({ ...message, buffers });
   });
-  return (kind, content = {}, buffers = [], seconds = 20) =>
+  const ask = (kind, content = {}, buffers = [], seconds = 20) =>
     new Promise((done, fail) => {
       const id = next++;
       const timer = setTimeout(() => {
         waiting.delete(id);
         onState(false);
-        fail(new Problem("There was no answer. The connection may be lost: reconnect and try again."));
+        fail(lost());
       }, seconds * 1000);
       waiting.set(id, { done, fail, timer });
       model.send({ kind, id, ...content }, undefined, buffers);
     });
+  const cut = () => {
+    for (const one of waiting.values()) {
+      clearTimeout(one.timer);
+      one.fail(lost());
+    }
+    waiting.clear();
+  };
+  return { ask, cut };
 }
 
-function postFile(url, file, threshold, onSent) {
+// Call `onState` when the websocket to the kernel breaks, or stands again: JupyterLab's front end and Voila's know.
+// A break of a moment mends itself. Elsewhere the pings alone tell.
+function watchSocket(model, onState) {
+  const kernel = model.widget_manager?.kernel;
+  if (!kernel?.connectionStatusChanged) return () => undefined;
+  let timer = null;
+  const connection = (_, status) => {
+    clearTimeout(timer);
+    if (status === "connected") onState(true);
+    else timer = setTimeout(() => onState(false), status === "connecting" ? 2000 : 0);
+  };
+  const life = (_, status) => { if (status === "dead") onState(false); };
+  kernel.connectionStatusChanged.connect(connection);
+  kernel.statusChanged.connect(life);
+  return () => {
+    clearTimeout(timer);
+    kernel.connectionStatusChanged.disconnect(connection);
+    kernel.statusChanged.disconnect(life);
+  };
+}
+
+// One transaction asked of the API itself, as the kernel would: for a page whose kernel is gone.
+async function askApi(api, { row, threshold, model }) {
+  const query = new URLSearchParams({ reasons: 8, model, ...(threshold === null ? {} : { threshold }) });
+  let answer;
+  try {
+    answer = await fetch(`${api}?${query}`, {
+      method: "POST", body: JSON.stringify({ rows: [row] }), headers: { "Content-Type": "application/json", Accept: "application/json" }, signal: AbortSignal.timeout(20_000),
+    });
+  } catch {
+    throw Object.assign(new Problem(LOST), { lost: true });
+  }
+  if (answer.status === 401) throw new Problem(SIGNED_OUT);
+  if (!answer.ok) throw Object.assign(readProblem(await answer.text(), answer.status), { status: answer.status });
+  const { rows, ...origin } = await answer.json();
+  return { ...origin, ...rows[0] };
+}
+
+const SIGNED_OUT = "You are signed out. Reload the page to sign in again.";
+
+// What the headers of an answer say of the model and the rule it is of.
+function originFrom(header) {
+  const [name, threshold, policy] = ["Model", "Threshold", "Policy"].map((what) => header(`Fraudnb-${what}`));
+  return {
+    model: name === null ? null : decodeURIComponent(name), sha256: header("Fraudnb-Model-Sha256"),
+    threshold: threshold === null ? null : Number(threshold), policy: policy === null ? null : JSON.parse(policy),
+  };
+}
+
+function postFile(url, file, threshold, sha256, onSent) {
   return new Promise((done, fail) => {
     const request = new XMLHttpRequest();
-    request.open("POST", threshold === null ? url : `${url}?threshold=${threshold}`);
+    request.open("POST", `${url}?model=${sha256}${threshold === null ? "" : `&threshold=${threshold}`}`);
     const parquet = /\.(parquet|pq)$/i.test(file.name);
     request.setRequestHeader("Content-Type", parquet ? "application/vnd.apache.parquet" : "text/csv");
     request.setRequestHeader("Accept", "text/csv");
@@ -238,12 +310,12 @@ function postFile(url, file, threshold, onSent) {
     request.upload.onprogress = (event) => onSent(event.lengthComputable ? event.loaded / event.total : null);
     request.onerror = () => fail(new Problem("The connection broke while the file was being scored. Nothing was kept; try again."));
     request.onload = async () => {
-      if (request.status === 200) return done(request.response);
+      if (request.status === 200) return done({ blob: request.response, origin: originFrom((name) => request.getResponseHeader(name)) });
       if ([429, 503].includes(request.status)) {
         return fail(Object.assign(new Problem("The server is busy."), { again: Number(request.getResponseHeader("Retry-After")) || 2 }));
       }
-      if (request.status === 401) return fail(new Problem("You are signed out. Reload the page to sign in again."));
-      fail(readProblem(await request.response.text(), request.status));
+      if (request.status === 401) return fail(new Problem(SIGNED_OUT));
+      fail(Object.assign(readProblem(await request.response.text(), request.status), { status: request.status }));
     };
     request.send(file);
   });
@@ -259,11 +331,30 @@ function readProblem(text, status) {
   }
 }
 
-async function scoreFile(state, file, onStep) {
-  if (state.facts.api) {
+// What `question` answers by the model that the page shows. Where the server has another by now, the page learns of it
+// first, and asks that one: `question` is called with what the page shows then.
+async function byThisModel(state, question) {
+  for (let attempt = 0; ; attempt += 1) {
+    const shown = { ...state.facts }, { asked } = state;
+    try {
+      const answer = await question(shown, asked);
+      await state.notice(answer.origin ?? answer, asked === null);
+      return { answer, shown };
+    } catch (problem) {
+      if (problem.status !== 409 || attempt === 3) throw problem;
+      await state.refresh();
+    }
+  }
+}
+
+// `again`: the page asks by itself, which is no use of it by a person.
+const scoreRow = (state, row, again) => byThisModel(state, (shown, asked) => state.ask("row", { row, again, threshold: asked, model: shown.sha256 }));
+
+async function sendFile(state, shown, asked, file, onStep) {
+  if (shown.api) {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        return await postFile(state.facts.api, file, state.asked, (sent) => onStep(sent === 1 ? "Scoring" : "Sending", sent));
+        return await postFile(shown.api, file, asked, shown.sha256, (sent) => onStep(sent === 1 ? "Scoring" : "Sending", sent));
       } catch (problem) {
         if (!problem.again || attempt === 4) throw problem;
         onStep("The server is busy; waiting for it", null);
@@ -271,13 +362,19 @@ async function scoreFile(state, file, onStep) {
       }
     }
   }
-  if (file.size > state.facts.largest) {
-    throw new Problem(`This page was opened by Voila alone, which takes files up to ${whole(state.facts.largest / 1e6)} MB. \`fraudnb serve\` takes larger ones, and so does \`fraudnb score\`.`);
+  if (file.size > shown.largest) {
+    throw new Problem(`This page was opened by Voila alone, which takes files up to ${whole(shown.largest / 1e6)} MB. \`fraudnb serve\` takes larger ones, and so does \`fraudnb score\`.`);
   }
   onStep("Scoring", null);
   const bytes = new DataView(await file.arrayBuffer());
-  const answer = await state.ask("file", { name: file.name, threshold: state.asked }, [bytes], 300);
-  return new Blob(answer.buffers, { type: "text/csv" });
+  const { buffers, origin } = await state.ask("file", { name: file.name, threshold: asked }, [bytes], 300);
+  return { blob: new Blob(buffers, { type: "text/csv" }), origin };
+}
+
+// The file scored, and what the page showed of the model that did it.
+async function scoreFile(state, file, onStep) {
+  const { answer, shown } = await byThisModel(state, (now, asked) => sendFile(state, now, asked, file, onStep));
+  return { blob: answer.blob, shown };
 }
 
 // -- parts that both the first and the second tab show
@@ -325,6 +422,18 @@ function verdict(probability, amount, threshold, rule) {
 
 // -- the header
 
+const versionWords = (facts) => `${facts.name}, version ${facts.sha256.slice(0, 10)}`;
+const ruleWords = (facts) => (facts.rule ? `by amount: a review costs ${money(facts.rule.review_cost)}` : `from ${percent(facts.threshold)} on`);
+
+// What has changed when `now` took the place of `before`, in plain words; `chosen` is a person's own threshold, if any.
+function changeWords(before, now, chosen, at) {
+  const time = at.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+  const decided = chosen === null ? `Alerts are now ${ruleWords(now)}${ruleWords(now) === ruleWords(before) ? ", as before" : `; before, ${ruleWords(before)}`}.`
+    : `The threshold of ${percent(chosen)} that you have chosen stays; the model's own is now ${ruleWords(now)}.`;
+  if (before.sha256 === now.sha256) return [`The threshold of the model was changed at ${time}. `, decided];
+  return [`The model was replaced at ${time}. `, `This page now shows ${versionWords(now)}; before, ${versionWords(before)}. ${decided}`];
+}
+
 function header(facts) {
   const [value, low, high] = facts.average_precision ?? [];
   const number = (one) => one.toFixed(3).replace(/^0/, "");
@@ -341,13 +450,14 @@ function header(facts) {
 // -- first tab: one transaction
 
 function oneTab(state) {
-  const { facts } = state, fields = new Map();
+  const { facts } = state, fields = new Map(), hints = new Map();
+  const range = (input) => (input.low === null ? "no typical range" : `mostly ${rough(input.low)} to ${rough(input.high)}`);
   const field = (input) => {
     const id = `fraudnb-${input.name}`;
     const box = h("input", { id, name: input.name, inputmode: "text", autocomplete: "off", required: true, "aria-describedby": `${id}-hint` });
     fields.set(input.name, box);
-    return h("div", {}, h("label", { for: id }, input.name), box,
-      h("span", { class: "hint", id: `${id}-hint` }, input.low === null ? "no typical range" : `mostly ${rough(input.low)} to ${rough(input.high)}`));
+    hints.set(input.name, h("span", { class: "hint", id: `${id}-hint` }, range(input)));
+    return h("div", {}, h("label", { for: id }, input.name), box, hints.get(input.name));
   };
   const clock = h("input", { id: "fraudnb-clock", type: "time", "aria-describedby": "fraudnb-clock-hint" });
   const timed = facts.inputs.some((one) => one.name === facts.time);
@@ -358,7 +468,7 @@ function oneTab(state) {
   const pasted = h("textarea", { id: "fraudnb-pasted", rows: "3", spellcheck: "false" });
   const paste = h("div", { hidden: true }, h("label", { for: "fraudnb-pasted" }, "A row, with or without its header; CSV, tab-separated or a JSON object"), pasted,
     h("div", { class: "row" }, h("button", { type: "button", class: "act", onclick: () => take(() => parsePasted(pasted.value, facts)) }, "Take these values")));
-  let scored = null;
+  let scored = null, turn = 0;
 
   const empty = () => fill(result, h("h2", { style: "margin-top:0" }, "Result"), h("p", { class: "quiet" }, "Fill in the values, or load an example, then score."));
   const values = () => Object.fromEntries([...fields].map(([name, box]) => [name, box.value]));
@@ -392,7 +502,7 @@ function oneTab(state) {
     return wrong;
   });
   const show = () => {
-    if (!scored) return empty();
+    if (!scored) return;
     const amount = Number(scored.row[facts.amount]), { rule } = state;
     const review = rule ? `; a review costs ${money(rule.review_cost)}${rule.recovery_rate < 1 ? ` and recovers ${share(rule.recovery_rate)} of it` : ""}` : "";
     fill(result, h("h2", { style: "margin-top:0" }, "Result"),
@@ -411,27 +521,34 @@ function oneTab(state) {
       return;
     }
     fill(message);
+    await ask(Object.fromEntries(Object.entries(values()).map(([name, text]) => [name, Number(text.trim().replace(",", "."))])));
+    if (scored && window.innerWidth <= 960) result.scrollIntoView({ block: "nearest" }); // there it is below the form
+  };
+  const ask = async (row, again = false) => {
+    const mine = ++turn;
+    scored = null; // while an answer is awaited, none of another row or model is shown
     button.disabled = true;
     result.setAttribute("aria-busy", "true");
-    const row = Object.fromEntries(Object.entries(values()).map(([name, text]) => [name, Number(text.trim().replace(",", "."))]));
     const late = setTimeout(() => fill(result, h("p", {}, h("span", { class: "spin" }), " Scoring …")), 300);
     try {
-      scored = { ...(await state.ask("row", { row, threshold: state.asked })), row };
-      clearTimeout(late);
-      show();
-      if (window.innerWidth <= 960) result.scrollIntoView({ block: "nearest" }); // there it is below the form
+      const { answer } = await scoreRow(state, row, again);
+      if (mine === turn) scored = { ...answer, row };
     } catch (problem) {
-      clearTimeout(late);
-      scored = null;
-      fill(result, failure("It was not scored.", problem));
+      if (mine === turn) fill(result, failure("It was not scored.", problem));
     }
+    clearTimeout(late);
+    if (mine !== turn) return;
+    if (scored) show();
     button.disabled = false;
     result.removeAttribute("aria-busy");
   };
   const button = h("button", { type: "submit", class: "act main" }, "Score");
   const example = (name, text) => facts.examples[name] && h("button", { type: "button", class: "act", onclick: () => take(() => facts.examples[name]) }, text);
+  const samples = h("span", { class: "row", style: "margin:0" });
+  const offer = () => fill(samples, example("typical", "Load a typical example"), example("fraudulent", "Load a fraudulent example"));
+  offer();
   const form = h("form", { novalidate: true, onsubmit: (event) => { event.preventDefault(); score(); }, oninput: keep },
-    h("div", { class: "row" }, example("typical", "Load a typical example"), example("fraudulent", "Load a fraudulent example"),
+    h("div", { class: "row" }, samples,
       h("button", { type: "button", class: "act", "aria-expanded": "false", onclick: (event) => {
         paste.hidden = !paste.hidden;
         event.currentTarget.setAttribute("aria-expanded", String(!paste.hidden));
@@ -441,7 +558,7 @@ function oneTab(state) {
     h("div", { class: "grid" }, first.map(field),
       timed ? null : h("div", {}, h("label", { for: "fraudnb-clock" }, "Time of day"), clock, h("span", { class: "hint", id: "fraudnb-clock-hint" }, "for your notes: this model does not use it"))),
     h("h2", {}, "Features"), h("div", { class: "grid" }, others.map(field)),
-    h("div", { class: "row" }, button, h("button", { type: "button", class: "act", onclick: () => { put({}); clock.value = ""; scored = null; fill(message); show(); } }, "Clear")));
+    h("div", { class: "row" }, button, h("button", { type: "button", class: "act", onclick: () => { put({}); clock.value = ""; scored = null; turn += 1; fill(message); empty(); } }, "Clear")));
   if (state.kept) {
     pasted.value = state.kept[KEPT_PASTE] ?? "";
     paste.hidden = !pasted.value;
@@ -450,10 +567,17 @@ function oneTab(state) {
   }
   empty();
   state.onThreshold.push(show);
+  state.onModel.push((before) => {
+    offer();
+    for (const input of facts.inputs) if (hints.has(input.name)) fill(hints.get(input.name), range(input));
+    if (scored && before.sha256 !== facts.sha256) ask(scored.row, true); else show();
+  });
   return h("div", { class: "split" }, form, result);
 }
 
 // -- second tab: a file
+
+const REPLACED = "The model that scored this file has been replaced, and the new one would give its own reasons. Score the file again.";
 
 function histogram(table, threshold) { // null: there is no one threshold
   const bins = new Array(20).fill(0);
@@ -475,23 +599,27 @@ function histogram(table, threshold) { // null: there is no one threshold
 }
 
 function fileTab(state) {
-  const { facts } = state;
+  const { facts } = state, names = facts.inputs.map((one) => one.name);
   const input = h("input", { type: "file", id: "fraudnb-file", accept: ".csv,.parquet,.pq,.gz,.zip", onchange: () => input.files[0] && start(input.files[0]) });
-  const status = h("div", { "aria-live": "polite" }), shown = h("div"), why = h("div", { "aria-live": "polite" });
+  const status = h("div", { "aria-live": "polite" }), mark = h("div", { "aria-live": "polite" }), shown = h("div", {}), why = h("div", { "aria-live": "polite" });
   const drop = h("div", { class: "drop",
     ondragover: (event) => { event.preventDefault(); drop.classList.add("over"); },
     ondragleave: () => drop.classList.remove("over"),
     ondrop: (event) => { event.preventDefault(); drop.classList.remove("over"); if (event.dataTransfer.files[0]) start(event.dataTransfer.files[0]); } },
   h("label", { for: "fraudnb-file" }, "Drop a CSV or Parquet file here, or choose one"), input,
-  h("p", { class: "hint" }, `It needs the columns ${facts.inputs.slice(0, 3).map((one) => one.name).join(", ")} … ${facts.inputs.at(-1).name}; others are kept as they are.`));
-  let table = null, order = null, page = 0, query = "", turn = 0, link = null;
+  h("p", { class: "hint" }, `It needs the columns ${names.length > 4 ? `${names.slice(0, 3).join(", ")} … ${names.at(-1)}` : names.join(", ")}; others are kept as they are.`));
+  let table = null, order = null, page = 0, query = "", turn = 0, link = null, busy = false;
 
-  async function start(file) {
+  async function start(file, again = false) { // again: what is there stays until the new answer has come
     const mine = ++turn;
-    table = null;
-    fill(shown);
-    delete shown.dataset.scoredFile;
-    fill(why);
+    busy = true;
+    if (!again) {
+      table = null;
+      fill(shown);
+      delete shown.dataset.scoredFile;
+      fill(why);
+      fill(mark);
+    }
     const bar = h("progress", { max: "1", "aria-label": "Progress" }), text = h("span", {}, "Reading");
     fill(status, h("div", { class: "row" }, h("span", { class: "spin" }), text, h("span", { class: "quiet" }, `${file.name}, ${plain(file.size / 1e6)} MB`)), bar);
     const step = (name, done) => {
@@ -501,10 +629,11 @@ function fileTab(state) {
     };
     try {
       if (!file.size) throw new Problem("The file is empty.");
-      const answer = await scoreFile(state, file, step);
-      const found = await indexRecords(answer, facts.amount, (done) => step("Sorting", done));
+      const { blob, shown: by } = await scoreFile(state, file, step);
+      const found = await indexRecords(blob, by.amount, (done) => step("Sorting", done));
       if (mine !== turn) return;
-      table = Object.assign(found, { name: file.name, priced: found.amounts.every(Number.isFinite) });
+      table = Object.assign(found, { name: file.name, file, by, saved: false, priced: found.amounts.every(Number.isFinite) });
+      fill(why);
       table.byRisk = Uint32Array.from(table.probabilities.keys()).sort((one, other) => table.probabilities[other] - table.probabilities[one]);
       order = table.byRisk;
       [page, query] = [0, ""];
@@ -513,15 +642,27 @@ function fileTab(state) {
     } catch (problem) {
       if (mine === turn) fill(status, failure("Nothing was scored.", problem));
     }
+    if (mine === turn) busy = false;
     input.value = "";
   }
 
+  // After a change of the model the table stays what it was: the former model's, by whose threshold it is decided.
+  const former = () => table.by.sha256 !== facts.sha256;
+  const own = () => (former() ? table.by : facts);
+
   // a file that was scored at a chosen threshold may lack amounts; then one threshold is all there is to decide by
-  const ruleHere = () => (table.priced ? state.rule : null);
-  const isAlert = (row) => decides(table.probabilities[row], table.amounts[row], state.threshold, ruleHere());
+  const ruleHere = () => (table.priced && state.chosen === null ? own().rule : null);
+  const thresholdHere = () => state.chosen ?? own().threshold;
+  const isAlert = (row) => decides(table.probabilities[row], table.amounts[row], thresholdHere(), ruleHere());
+  const originColumns = () => ({ model: own().name, model_sha256: own().sha256,
+    ...(ruleHere() ? { review_cost: ruleHere().review_cost, recovery_rate: ruleHere().recovery_rate } : { threshold: thresholdHere() }) });
+
+  const showMark = () => fill(mark, table && former() ? h("div", { class: "notice" }, h("b", {}, "Scored by the former model. "),
+    `These probabilities and decisions are of ${versionWords(table.by)}, which has been replaced. `,
+    h("div", { class: "row" }, h("button", { type: "button", class: "act", onclick: () => start(table.file, true) }, "Score the file again"))) : null);
 
   function summary() {
-    const how = ruleHere() ? `decided by amount: a review costs ${money(ruleHere().review_cost)}` : `at a threshold of ${percent(state.threshold)}`;
+    const how = ruleHere() ? `decided by amount: a review costs ${money(ruleHere().review_cost)}` : `at a threshold of ${percent(thresholdHere())}`;
     let alerts = 0, held = 0, expected = 0, known = 0;
     table.probabilities.forEach((probability, row) => {
       const alert = isAlert(row), amount = table.amounts[row];
@@ -568,8 +709,9 @@ function fileTab(state) {
   async function refresh() {
     if (!table) return;
     const { parts } = table, mine = table;
+    showMark();
     fill(parts.summary, summary());
-    fill(parts.histogram, histogram(table, ruleHere() ? null : state.threshold));
+    fill(parts.histogram, histogram(table, ruleHere() ? null : thresholdHere()));
     const rows = [...order.slice(page * PAGE_ROWS, (page + 1) * PAGE_ROWS)];
     const records = await Promise.all(rows.map((row) => readRecord(mine, row)));
     if (mine !== table) return;
@@ -596,28 +738,33 @@ function fileTab(state) {
     for (const other of line.parentElement.children) other.classList.toggle("chosen", other === line);
     fill(why, h("p", {}, h("span", { class: "spin" }), " Asking why …"));
     try {
+      if (former()) throw new Problem(REPLACED);
       const values = Object.fromEntries(facts.inputs.map(({ name }) => {
         const text = record[table.header.indexOf(name)];
         return [name, text === "" ? null : Number(text)];
       }));
-      const answer = await state.ask("row", { row: values, threshold: ruleHere() ? null : state.threshold });
+      const answer = await state.ask("row", { row: values, threshold: ruleHere() ? null : thresholdHere(), model: table.by.sha256 });
       fill(why, h("div", { class: "card" }, h("h2", { style: "margin-top:0" }, `Transaction ${id}`),
-        verdict(table.probabilities[row], table.amounts[row], state.threshold, ruleHere()), reasonsList(answer.reasons)));
+        verdict(table.probabilities[row], table.amounts[row], thresholdHere(), ruleHere()), reasonsList(answer.reasons)));
       why.scrollIntoView({ block: "nearest" });
     } catch (problem) {
-      fill(why, failure("There is no answer why.", problem));
+      if (problem.status === 409) await state.refresh().catch(() => undefined);
+      fill(why, failure("There is no answer why.", problem.status === 409 ? new Problem(REPLACED) : problem));
     }
   }
 
   async function download() {
-    const blob = await withDecisions(table, isAlert);
+    const blob = await withDecisions(table, isAlert, originColumns());
     if (link) URL.revokeObjectURL(link);
     link = URL.createObjectURL(blob);
-    h("a", { href: link, download: `${table.name.replace(/(\.(csv|parquet|pq|gz|zip))+$/i, "")}-scored.csv` }).click();
+    h("a", { href: link, download: `${table.name.replace(/(\.(csv|parquet|pq|gz|zip))+$/i, "")}-scored-${own().name.replace(/[^\w-]+/g, "_")}-${own().sha256.slice(0, 10)}.csv` }).click();
+    table.saved = true;
   }
 
+  state.unsaved = () => busy || Boolean(table && !table.saved);
   state.onThreshold.push(refresh);
-  return h("div", {}, drop, status, shown);
+  state.onModel.push(() => { fill(why); refresh(); });
+  return h("div", {}, drop, status, mark, shown);
 }
 
 // -- third tab: the threshold
@@ -634,8 +781,22 @@ function curveChart(curve, threshold) { // null: there is no one threshold
 }
 
 function thresholdTab(state) {
+  const panel = h("div", {});
+  let show = () => undefined;
+  const build = () => { show = fillThreshold(state, panel); };
+  build();
+  state.onThreshold.push(() => show());
+  state.onModel.push(build);
+  return panel;
+}
+
+// Fill `panel` for the model that the page shows; what shows another threshold in it.
+function fillThreshold(state, panel) {
   const { facts } = state, curve = facts.curve;
-  if (!curve.length) return h("p", {}, "This model was not evaluated, so there is no telling what a threshold would bring. Run 04_evaluate.");
+  if (!curve.length) {
+    fill(panel, h("p", {}, "This model was not evaluated, so there is no telling what a threshold would bring. Run 04_evaluate."));
+    return () => undefined;
+  }
   const numbers = h("div", { class: "numbers", "aria-live": "polite" }), chart = h("div", {});
   const hint = h("p", { id: "fraudnb-threshold-hint" }), seen = "The numbers are of the model's test, which it had not seen in training.";
   const slider = h("input", { type: "range", id: "fraudnb-threshold", min: "0", max: "1", step: "0.001", "aria-describedby": "fraudnb-threshold-hint" });
@@ -661,14 +822,14 @@ function thresholdTab(state) {
     if (typed.value.trim() !== "" && value >= 0 && value <= 1) state.setThreshold(value);
     else show();
   });
-  state.onThreshold.push(show);
   show();
-  return h("div", {},
+  fill(panel,
     hint,
     h("label", { for: "fraudnb-threshold" }, "Threshold"), slider,
     h("div", { class: "row" }, h("label", { for: "fraudnb-threshold-number" }, "As a number, 0 to 1"), typed,
       h("button", { type: "button", class: "act", onclick: () => state.setThreshold(null) }, "The model's own")),
     numbers, chart);
+  return show;
 }
 
 // -- the page
@@ -701,16 +862,17 @@ function tabs(state, parts) {
   return [list, ...panels];
 }
 
-function makeState(model, onState) {
-  const facts = model.get("facts"), address = new URLSearchParams(location.hash.slice(1));
+function makeState(model) {
+  const facts = { ...model.get("facts") }, address = new URLSearchParams(location.hash.slice(1));
   const asked = Number(address.get("threshold") ?? "x");
   const stored = () => { try { return JSON.parse(sessionStorage.getItem("fraudnb-form")); } catch { return null; } };
+  let refreshing = null;
   const state = {
-    facts, address, onThreshold: [], kept: stored(), ask: makeKernel(model, onState),
+    facts, address, onThreshold: [], onModel: [], kept: stored(), ask: null, unsaved: () => false,
     chosen: asked >= 0 && asked <= 1 ? asked : null, // a threshold, in place of the model's own
     get threshold() { return state.chosen ?? facts.threshold; },
     get rule() { return state.chosen === null ? facts.rule : null; },
-    get asked() { return state.rule ? null : state.threshold; }, // null: by the model's own rule
+    get asked() { return state.chosen ?? (facts.decides ? null : facts.threshold); }, // null: by the model's own rule
     keep: (values) => sessionStorage.setItem("fraudnb-form", JSON.stringify(values)),
     remember(name, value) {
       if (value === null) address.delete(name); else address.set(name, value);
@@ -721,6 +883,22 @@ function makeState(model, onState) {
       state.chosen = value === facts.threshold && !facts.rule ? null : value;
       state.remember("threshold", state.chosen === null ? null : String(state.chosen));
       state.onThreshold.forEach((act) => act());
+    },
+    // Show another model when `origin`, of an answer, is not of the one that is shown; `own`: by the model's own rule.
+    async notice(origin, own) {
+      if (!origin?.sha256) return;
+      const known = facts.decides && own ? facts.decided : { sha256: facts.sha256 };
+      const same = Object.entries(known).every(([name, value]) => name === "model" || JSON.stringify(origin[name] ?? null) === JSON.stringify(value ?? null));
+      if (!same) await state.refresh();
+    },
+    // Ask what the model is now, and show that everywhere.
+    refresh() {
+      refreshing ??= (async () => {
+        const before = { ...facts }, { facts: now } = await state.ask("facts");
+        Object.assign(facts, now);
+        if (JSON.stringify(before.decided) !== JSON.stringify(facts.decided)) state.onModel.forEach((act) => act(before));
+      })().finally(() => { refreshing = null; });
+      return refreshing;
     },
   };
   return state;
@@ -768,6 +946,103 @@ function watchUse(state, notice, onEnd) {
   };
 }
 
+// The connection of the page: to its kernel or, when that is gone, to the API alone, which can do the same but for
+// describing another model. `lost` is where the page says so. What is asked goes the way that is open.
+function connect(model, state, lost) {
+  const { facts } = state, kernel = makeKernel(model, (connected) => onState(connected));
+  let way = "kernel", resting = false; // or "none", or "api"
+  const show = (...content) => { fill(lost, ...content); lost.hidden = !content.length; };
+  const offer = () => show(h("p", {}, h("b", {}, "The connection is lost. "), "What you have filled in stays."), h("button", { type: "button", class: "act", onclick: reconnect }, "Reconnect"));
+  function onState(connected) {
+    if (resting) return;
+    if (connected && way !== "kernel") { way = "kernel"; show(); }
+    if (!connected && way === "kernel") { way = "none"; offer(); }
+    if (!connected) kernel.cut();
+  }
+  const get = async (path) => fetch(facts.api.replace(/api\/score$/, path), { cache: "no-store", signal: AbortSignal.timeout(5000) });
+
+  // The server is asked before the page is left, so that nobody ends at a browser's error page.
+  async function reconnect() {
+    for (let attempt = 0; way === "none"; attempt += 1) {
+      if (attempt) await new Promise((done) => setTimeout(done, 2000));
+      try {
+        if (!facts.api) {
+          await fetch(location.href, { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(5000) });
+          return location.reload();
+        }
+        if ((await get("readyz")).ok) {
+          const answer = await get("api/model");
+          if (answer.status === 401) return location.reload(); // to the log-in
+          if (answer.ok) { way = "api"; show(); return beat(); }
+        }
+      } catch { /* it does not answer yet */ }
+      if (way === "none") show(h("span", { class: "spin" }), h("b", {}, " The server does not answer yet. "), "This page asks again by itself; what you have filled in stays.");
+    }
+    return undefined;
+  }
+
+  const reload = () => show(h("p", {}, h("b", {}, "The model was replaced. "), "This page still shows the former one. Download what you need, then reload it."),
+    h("button", { type: "button", class: "act", onclick: () => location.reload() }, "Reload"));
+  state.ask = async (kind, content, buffers, seconds) => {
+    if (kind === "facts" && way === "api") {
+      reload();
+      throw new Problem("The model was replaced. Reload the page to go on with the new one.");
+    }
+    try {
+      if (way === "kernel" || !facts.api || kind !== "row") return await kernel.ask(kind, content, buffers, seconds);
+    } catch (problem) {
+      if (!problem.lost || !facts.api || kind !== "row") throw problem;
+    }
+    const answer = await askApi(facts.api, content);
+    if (way === "none") { way = "api"; show(); }
+    return answer;
+  };
+
+  // Now and then the page asks which model is there, and so whether anybody is.
+  async function beat() {
+    try {
+      if (way !== "api") await state.notice((await kernel.ask("ping", {}, [], 8)).current, true);
+      else {
+        const { headers } = await get("readyz");
+        await state.notice(originFrom((name) => headers.get(name)), true);
+      }
+    } catch { /* the banner says it */ }
+  }
+  const timer = setInterval(beat, 10_000), unwatch = watchSocket(model, onState);
+  const offline = () => onState(false), seen = () => { if (!document.hidden) beat(); };
+  window.addEventListener("offline", offline);
+  window.addEventListener("online", beat);
+  document.addEventListener("visibilitychange", seen);
+  const rest = () => { // the kernel was given back: nothing is said of it, and what is there is explained by the API
+    resting = true;
+    clearInterval(timer);
+    kernel.cut();
+    if (facts.api) way = "api";
+    show();
+  };
+  const disconnect = () => {
+    clearInterval(timer);
+    unwatch();
+    window.removeEventListener("offline", offline);
+    window.removeEventListener("online", beat);
+    document.removeEventListener("visibilitychange", seen);
+  };
+  return { rest, disconnect };
+}
+
+// The question before a scored file is lost. It comes before the front end's own listener, which ends the kernel even
+// if the person then stays.
+function askBeforeLeaving(state) {
+  const leave = (event) => {
+    if (!state.unsaved()) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    event.returnValue = true; // for browsers that ask for it
+  };
+  window.addEventListener("beforeunload", leave, true);
+  return () => window.removeEventListener("beforeunload", leave, true);
+}
+
 function render({ model, el }) {
   document.body.classList.add("fraudnb-page");
   document.documentElement.lang = "en";
@@ -779,29 +1054,23 @@ function render({ model, el }) {
       h("button", { type: "button", class: "act main", onclick: () => location.reload() }, "Try again"));
     return undefined;
   }
-  const lost = h("div", { class: "notice bad", role: "alert" });
-  let idle = false;
-  const onState = (connected) => {
-    if (idle || connected === !lost.firstChild) return;
-    fill(lost, connected ? null : [h("b", {}, "The connection is lost. "), "What you have filled in stays. ",
-      h("button", { type: "button", class: "act", onclick: () => location.reload() }, "Reconnect")]);
-    lost.hidden = connected;
-  };
-  lost.hidden = true;
-  const state = makeState(model, onState);
+  const lost = h("div", { class: "notice bad", role: "alert", hidden: true }), changed = h("div", { "aria-live": "polite" }), head = h("div", {});
   const notice = h("div", { class: "notice", role: "alert", hidden: true });
-  fill(root, header(facts), lost, notice, tabs(state, [["one", "One transaction", oneTab], ["file", "A file", fileTab], ["threshold", "Threshold", thresholdTab]]));
+  const state = makeState(model), { rest, disconnect } = connect(model, state, lost), unask = askBeforeLeaving(state);
+  fill(head, header(state.facts));
+  state.onModel.push((before) => {
+    fill(head, header(state.facts));
+    const [title, text] = changeWords(before, state.facts, state.chosen, new Date());
+    fill(changed, h("div", { class: "notice changed" }, h("p", {}, h("b", {}, title), text.replaceAll(" %", "\u00a0%")),
+      h("button", { type: "button", class: "act", onclick: () => fill(changed) }, "Got it")));
+  });
+  fill(root, head, lost, notice, changed, tabs(state, [["one", "One transaction", oneTab], ["file", "A file", fileTab], ["threshold", "Threshold", thresholdTab]]));
   root.dataset.ready = "true";
-  const beat = setInterval(() => state.ask("ping", {}, [], 8).catch(() => undefined), 15000);
-  const unwatch = watchUse(state, notice, () => { idle = true; lost.hidden = true; clearInterval(beat); });
-  const offline = () => onState(false), online = () => state.ask("ping", {}, [], 8).catch(() => undefined);
-  window.addEventListener("offline", offline);
-  window.addEventListener("online", online);
+  const unwatch = watchUse(state, notice, rest);
   return () => {
-    clearInterval(beat);
+    disconnect();
     unwatch();
-    window.removeEventListener("offline", offline);
-    window.removeEventListener("online", online);
+    unask();
   };
 }
 
