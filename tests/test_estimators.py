@@ -35,6 +35,7 @@ def table(rows: int = 200) -> tuple[pd.DataFrame, np.ndarray]:
     return frame, label
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the little table is no training
 @pytest.mark.parametrize("ratios", [(), ("Amount / V1",)], ids=["", "ratios"])
 @pytest.mark.parametrize("name", model_names())
 def test_a_stored_pipeline_knows_its_columns_by_name(name, ratios):
