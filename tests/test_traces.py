@@ -57,7 +57,7 @@ def traces(project: Path, folder: Path, *words: str) -> tuple[list[str], list[st
     for process in (zygotes := processes_of(runtime)):
         process.kill()
     psutil.wait_procs(zygotes, 10)
-    assert done.returncode == 0, (folder / "said").read_text()[-3000:]
+    assert done.returncode in (0, 3), (folder / "said").read_text()[-3000:]
     return left(folder / "home"), asked(calls)
 
 
