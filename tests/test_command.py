@@ -93,12 +93,12 @@ def test_csv_keeps_every_field_as_it_is(place, rows):
 
 def test_probabilities_are_those_of_python_and_of_the_evaluation(place, small_run, rows):
     """ONNX against scikit-learn and LightGBM, row by row, and against 04's scores; decisions by the threshold."""
-    from fraudnb.model import input_matrix, read_card
+    from fraudnb.model import read_card
     from fraudnb.train import load_pipeline
 
     assert score(place, "in.csv", "--out", "out.parquet").returncode == 0
     got, card = pd.read_parquet(place / "out.parquet"), read_card(place / "models/main")
-    expected = load_pipeline(place / "models/main").predict_proba(input_matrix(rows, card["inputs"]))[:, 1]
+    expected = load_pipeline(place / "models/main").predict_proba(rows[card["inputs"]].astype(np.float32))[:, 1]
     np.testing.assert_allclose(got["probability"], expected, rtol=0, atol=TOLERANCE)
     evaluated = pd.read_parquet(small_run / "runs/main/scores.parquet").set_index("row")["probability"]
     np.testing.assert_allclose(got["probability"], evaluated.loc[rows["row"]], rtol=0, atol=1e-6)
@@ -119,7 +119,8 @@ def test_standard_output_is_the_file(place):
         done = score(place, name)
         assert done.returncode == 0, done.stderr
         assert done.stdout == (place / "out.csv").read_text(encoding="utf-8"), name
-        assert done.stderr.count("\n") == 1 and done.stderr.startswith("200 transactions scored, ")
+        assert done.stderr.startswith("200 transactions scored, ")
+        assert done.stderr.splitlines()[1:] == ["The model: models/main"]
 
 
 def test_parquet_keeps_every_column_and_type(place, rows):

@@ -853,8 +853,8 @@ def test_no_more_than_three_zygotes(place, told):
         for number in (3, 4):
             with kernel("bare", env=differing(number)) as one:
                 seen.append(one.zygote)
-            wait_until(lambda: len(zygotes_in(place)) <= 3, "the idle zygote to end", 10)
-        wait_until(lambda: gone(seen[0].pid), "the longest idle zygote to end", 10)
+            wait_until(lambda: len(zygotes_in(place)) <= 3, "the idle zygote to end", 60)
+        wait_until(lambda: gone(seen[0].pid), "the longest idle zygote to end", 60)
         alive.append(stack.enter_context(kernel("bare", env=differing(4))))
         assert alive[2].zygote == seen[1] and not told.messages
         with started("bare", env=differing(5)) as manager:

@@ -183,7 +183,7 @@ def test_page_command_and_python_agree(small_run, tmp_path):
     subprocess.run(command, check=True, env=clean_environment())
     expected = {"score": pd.read_csv(scored)["probability"], "onnx": predict_probability(model, rows)}
     pipeline = load_pipeline(small_run / "models/main")
-    expected["python"] = fraud_probability(pipeline, rows[list(model.inputs)].to_numpy(np.float32))
+    expected["python"] = fraud_probability(pipeline, rows[list(model.inputs)].astype(np.float32))
     with serving(tmp_path / "log", small_run / "models/main", FRAUDNB_READY_PAGES="1") as server:
         records = rows[list(model.inputs)].to_dict("records")
         found = {"json": [row["probability"] for row in server.score(records).json()["rows"]]}

@@ -381,9 +381,11 @@ def test_a_new_model_takes_over_and_a_bad_one_does_not(tmp_path):
 
 def wrong_self_test(folder: Path) -> None:
     """A bundle whose card and checksum fit, and whose model computes something else than it did."""
-    toy_bundle(folder, "wrong", slope=2.0)
-    card = json.loads((folder / "card.json").read_bytes())
+    # made apart: a server that looks must never find it while it is still sound
+    made = toy_bundle(folder.parent / "wrong", "wrong", slope=2.0)
+    card = json.loads((made / "card.json").read_bytes())
     card["self_test"]["probabilities"][0] += 0.01
+    (folder / "model.onnx").write_bytes((made / "model.onnx").read_bytes())
     (folder / "card.json").write_text(json.dumps(card))
 
 

@@ -428,12 +428,16 @@ def test_the_gate_keeps_a_worse_model_from_being_released(runner, outside, relea
     first = runner.revision()
     other_title(runner.project)
     spoil = (
-        "import pandas as pd, pyarrow.parquet as pq, pyarrow as pa\n"
+        "import hashlib, json, pathlib, pyarrow.parquet as pq, pyarrow as pa\n"
         "name = 'runs/main/scores.parquet'\n"
         "table = pq.read_table(name)\n"
         "at = table.column_names.index('probability')\n"
         "values = table.column(at).to_pandas().sample(frac=1, random_state=0).to_numpy()\n"
         "pq.write_table(table.set_column(at, table.field(at), pa.array(values)), name)\n"
+        "about = pathlib.Path('runs/main/of.json')\n"
+        "content = json.loads(about.read_text())\n"
+        "content['files']['scores.parquet'] = hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest()\n"
+        "about.write_text(json.dumps(content))\n"
     )
     subprocess.run([sys.executable, "-c", spoil], cwd=runner.project, check=True)
     assert release() == 3, runner.output
