@@ -841,6 +841,7 @@ def test_settings_in_a_home_are_read(tmp_path):
         assert one.prints("import matplotlib; print(matplotlib.rcParams['lines.linewidth'])") == "7.0"
 
 
+@pytest.mark.thorough  # needs its processes for itself: fails beside the kernels that other tests of this file keep
 def test_no_more_than_three_zygotes(place, told):
     """The longest idle one goes; none goes whose kernel lives, and then the next kernel is a plain one."""
 
